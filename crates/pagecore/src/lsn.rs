@@ -93,7 +93,8 @@ mod tests {
         assert_eq!(Lsn(0x1_0000_000A).to_string(), "1/A");
         assert_eq!("aaaa/bbbb".parse(), Ok(Lsn(0x0000_AAAA_0000_BBBB)));
         assert_eq!(" 0/3C490F8 ".parse(), Ok(Lsn(0x3C490F8)));
-        for bad in ["ABCDEFG/12345678", "123456789/AAAA5555", "12345678/AAAA55550", "-1/0", "1/-1", "1", "1/2/3", "/1"] {
+        for bad in ["ABCDEFG/12345678", "123456789/AAAA5555", "12345678/AAAA55550", "-1/0", "1/-1", "1", "1/2/3", "/1"]
+        {
             assert!(bad.parse::<Lsn>().is_err(), "{bad}");
         }
     }

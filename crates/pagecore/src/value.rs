@@ -16,16 +16,40 @@ pub enum Value<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record<'a> {
     /// A complete PostgreSQL WAL record, beginning with its header.
-    Postgres { will_init: bool, record: Cow<'a, [u8]> },
-    ClearVisibilityMapFlags { new_heap_block: Option<u32>, old_heap_block: Option<u32>, flags: u8 },
-    ClogSetCommitted { xids: Vec<u32>, timestamp: i64 },
-    ClogSetAborted { xids: Vec<u32> },
-    MultixactOffsetCreate { multi: u32, offset: u32 },
+    Postgres {
+        will_init: bool,
+        record: Cow<'a, [u8]>,
+    },
+    ClearVisibilityMapFlags {
+        new_heap_block: Option<u32>,
+        old_heap_block: Option<u32>,
+        flags: u8,
+    },
+    ClogSetCommitted {
+        xids: Vec<u32>,
+        timestamp: i64,
+    },
+    ClogSetAborted {
+        xids: Vec<u32>,
+    },
+    MultixactOffsetCreate {
+        multi: u32,
+        offset: u32,
+    },
     /// Members are (xid, status), the first one at `offset`.
-    MultixactMembersCreate { offset: u32, members: Vec<(u32, u32)> },
+    MultixactMembersCreate {
+        offset: u32,
+        members: Vec<(u32, u32)>,
+    },
     /// Legacy; decodes, has no effect.
-    AuxFile { path: String, content: Option<Vec<u8>> },
-    TruncateVisibilityMap { byte: u64, bit_offset: u64 },
+    AuxFile {
+        path: String,
+        content: Option<Vec<u8>>,
+    },
+    TruncateVisibilityMap {
+        byte: u64,
+        bit_offset: u64,
+    },
 }
 
 /// The bytes are not one of the encodings of a value.
@@ -282,11 +306,7 @@ mod tests {
             (postgres(true, b"foobar"), "0000000100000000010000000000000006666f6f626172"),
             (postgres(false, b""), "0000000100000000000000000000000000"),
             (
-                record(Record::ClearVisibilityMapFlags {
-                    new_heap_block: Some(0x11),
-                    old_heap_block: None,
-                    flags: 3,
-                }),
+                record(Record::ClearVisibilityMapFlags { new_heap_block: Some(0x11), old_heap_block: None, flags: 3 }),
                 "000000010000000101000000110003",
             ),
             (
