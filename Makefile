@@ -1,0 +1,34 @@
+# One file of tasks; `make help` lists them. CI calls the same targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What is expensive to make lives outside of the checkout, so that a fresh clone starts warm: compiled Rust, PostgreSQL installations.
+# As root it must be a place that the unprivileged user of the test servers can read.
+export PAGESERVER_CACHE ?= $(if $(filter 0,$(shell id -u)),/var/cache/pageserver,$(HOME)/.cache/pageserver)
+export CARGO_TARGET_DIR ?= $(PAGESERVER_CACHE)/target
+
+.PHONY: help
+help: ## list the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: requirements.lock
+	@echo "== virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+.PHONY: venv
+venv: $(VENV)/.installed
+
+.PHONY: build
+build: venv ## compile the engine and install the commands .venv/bin/pageserver and .venv/bin/pagectl
+	@echo "== compiling the engine (Rust, optimised; the first time takes some minutes)"
+	@mkdir -p $(PAGESERVER_CACHE)
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+
+.PHONY: clean
+clean: ## remove what the tasks made in this checkout (not the cache)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis src/pageserver/*.so
