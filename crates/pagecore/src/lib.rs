@@ -8,6 +8,7 @@ pub mod key;
 pub mod lsn;
 pub mod shard;
 pub mod value;
+pub mod wal;
 
 pub use key::{Key, RelTag, SlruKind};
 pub use lsn::Lsn;
