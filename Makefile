@@ -29,6 +29,10 @@ build: venv ## compile the engine and install the commands .venv/bin/pageserver 
 	@mkdir -p $(PAGESERVER_CACHE)
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
 
+.PHONY: postgres
+postgres: venv ## fetch PostgreSQL 14 to 18 for tests and demo into the cache (nothing is done when they are there)
+	@$(BIN)/python tests/postgres/provision.py
+
 .PHONY: clean
 clean: ## remove what the tasks made in this checkout (not the cache)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis src/pageserver/*.so
