@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod key;
+pub mod layer;
 pub mod lsn;
 pub mod shard;
 pub mod value;
