@@ -1,0 +1,23 @@
+"""Settings: a working directory's files and the command line come in, frozen data goes out.
+
+This room reads files and never acts on what they say. Components (clocks, stores, sockets) are made elsewhere.
+"""
+
+from pageserver.config.durations import Duration
+from pageserver.config.load import init_workdir, parse_settings, read_config
+from pageserver.config.settings import RemoteStorage, ServerConfig, ServerSettings
+from pageserver.config.tenant import TenantOverrides, TenantSettings
+from pageserver.config.validation import InvalidSettingError
+
+__all__ = [
+    "Duration",
+    "InvalidSettingError",
+    "RemoteStorage",
+    "ServerConfig",
+    "ServerSettings",
+    "TenantOverrides",
+    "TenantSettings",
+    "init_workdir",
+    "parse_settings",
+    "read_config",
+]

@@ -1,0 +1,131 @@
+"""Generations without a controller: the store itself hands them out (standalone.md 1), and newest-not-above lookups
+(remote-storage.md 4.4).
+
+A claim is an object that exactly one process could create. The number is one above all claims *and* all generation
+suffixes of the shard's objects, since a bucket that Neon wrote has no claims. Claims are never deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from pageserver.errors import ConflictError, UnavailableError
+from pageserver.ids import Generation, TenantShardId
+from pageserver.remote import paths
+from pageserver.remote.storage import ObjectExistsError, ObjectNotFoundError, ObjectStorage
+
+_CLAIM_ATTEMPTS_MAX = 16
+_SUFFIX = re.compile(r"-([0-9a-fA-F]{8})(?:\.json)?$")
+
+
+class GenerationTakenError(ConflictError):
+    """The wanted generation, or one above it, is claimed already."""
+
+    def __init__(self, *, shard: TenantShardId, wanted: int, highest: int) -> None:
+        super().__init__(
+            f"generation {wanted:08x} of {shard} cannot be claimed: the highest known is {highest:08x}",
+            hint="leave the generation out to get the next free one",
+            wanted=wanted,
+            highest=highest,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationClaim:
+    """Who claims. `instance` is random for each process start, so that the outcome of an uncertain put can be read
+    back.
+    """
+
+    node_id: int
+    instance: str
+    host: str
+    claimed_at: str
+
+    def encode(self) -> bytes:
+        body = {"node_id": self.node_id, "instance": self.instance, "host": self.host, "claimed_at": self.claimed_at}
+        return json.dumps(body, separators=(",", ":")).encode()
+
+
+async def claim_generation(
+    storage: ObjectStorage, shard: TenantShardId, claim: GenerationClaim, *, wanted: int | None = None
+) -> Generation:
+    """Claim the next free generation, or exactly `wanted`. Raises GenerationTakenError, UnavailableError.
+
+    Must happen *before* the index is read: what an older generation writes after our claim may be missed, never what it
+    wrote before.
+    """
+    for _ in range(_CLAIM_ATTEMPTS_MAX):
+        highest_claim = await _highest_claim(storage, shard)
+        highest = max(highest_claim, await _highest_object(storage, shard)) if wanted is None else highest_claim
+        number = highest + 1 if wanted is None else wanted
+        if number <= highest:
+            raise GenerationTakenError(shard=shard, wanted=number, highest=highest)
+        key = paths.claim_key(shard, Generation(number))
+        try:
+            await storage.put_if_absent(key, claim.encode())
+        except ObjectExistsError:
+            if await _is_ours(storage, key, claim):
+                return Generation(number)
+            continue
+        return Generation(number)
+    raise UnavailableError(
+        f"no generation of {shard} could be claimed in {_CLAIM_ATTEMPTS_MAX} attempts", shard=str(shard)
+    )
+
+
+async def is_newest_generation(storage: ObjectStorage, shard: TenantShardId, generation: Generation) -> bool:
+    """Return whether no claim above ours exists: the `validate` of a server that stands alone."""
+    return await _highest_claim(storage, shard) <= (generation.number or 0)
+
+
+async def find_generationed(storage: ObjectStorage, base_key: str, generation: Generation) -> tuple[bytes, Generation]:
+    """Return the newest object of `base_key` not above `generation`, and its generation. Raises ObjectNotFoundError.
+
+    Source: remote-storage.md 4.4: own generation, the one before, else list; at last the name without a suffix.
+    """
+    for candidate in (generation, generation.previous()):
+        if candidate is None or candidate.number is None:
+            continue
+        try:
+            return await storage.get(base_key + candidate.suffix()), candidate
+        except ObjectNotFoundError:
+            continue
+    if generation.number is not None:
+        found = [
+            int(match[1], 16)
+            async for item in storage.list_objects(base_key)
+            if (match := _SUFFIX.search(item.key)) and item.key == f"{base_key}{match[0]}"
+        ]
+        older = [number for number in found if number <= generation.number]
+        if older:
+            newest = Generation(max(older))
+            return await storage.get(base_key + newest.suffix()), newest
+    return await storage.get(base_key), Generation(None)
+
+
+async def _highest_claim(storage: ObjectStorage, shard: TenantShardId) -> int:
+    highest = 0
+    prefix = paths.claims_prefix(shard)
+    async for item in storage.list_objects(prefix):
+        digits = item.key.removeprefix(prefix).removesuffix(".json")
+        if re.fullmatch(r"[0-9a-f]{8}", digits):
+            highest = max(highest, int(digits, 16))
+    return highest
+
+
+async def _highest_object(storage: ObjectStorage, shard: TenantShardId) -> int:
+    highest = 0
+    async for item in storage.list_objects(paths.tenant_prefix(shard)):
+        if match := _SUFFIX.search(item.key):
+            highest = max(highest, int(match[1], 16))
+    return highest
+
+
+async def _is_ours(storage: ObjectStorage, key: str, claim: GenerationClaim) -> bool:
+    try:
+        body = json.loads(await storage.get(key))
+    except (ObjectNotFoundError, ValueError):
+        return False
+    return isinstance(body, dict) and body.get("instance") == claim.instance

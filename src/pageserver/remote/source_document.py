@@ -1,0 +1,93 @@
+"""Where a timeline's WAL comes from, kept beside its index (standalone.md 3).
+
+The document's model belongs to the room `wal`; this file stores and finds it, and reads the few traits that opening a
+timeline needs. A timeline without a document is of Neon's flavour.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pageserver.errors import CorruptDataError
+from pageserver.ids import Generation, TenantShardId, TimelineId
+from pageserver.remote import paths
+from pageserver.remote.generations import find_generationed
+from pageserver.remote.storage import ObjectNotFoundError, ObjectStorage
+
+Flavour = Literal["neon", "stock"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTraits:
+    """What the engine must know about the pages of a timeline before it reads the first one."""
+
+    flavour: Flavour = "neon"
+    data_checksums: bool = False
+    hint_bits_logged: bool = False
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> SourceTraits:
+        """Read the traits' keys of a document: `flavour`, `data_checksums`, `hint_bits_logged`."""
+        flavour = document.get("flavour", "neon")
+        if flavour not in ("neon", "stock"):
+            raise CorruptDataError(f"unknown flavour {flavour!r} in a source document", flavour=flavour)
+        return cls(
+            flavour=flavour,
+            data_checksums=bool(document.get("data_checksums", False)),
+            hint_bits_logged=bool(document.get("hint_bits_logged", False)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SourceDocument:
+    """A stored document: its JSON object, and the traits in it."""
+
+    body: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def traits(self) -> SourceTraits:
+        return SourceTraits.of(self.body)
+
+    @property
+    def is_importing(self) -> bool:
+        """Return whether the timeline's base copy is not yet complete, so that the import must run (again)."""
+        return self.body.get("state") == "importing"
+
+
+async def read_source_document(
+    storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, generation: Generation
+) -> SourceDocument | None:
+    """Return the newest document not above `generation`, or None if the timeline has none. Raises CorruptDataError."""
+    key = paths.source_base_key(shard, timeline_id)
+    try:
+        content, _ = await find_generationed(storage, key, generation)
+    except ObjectNotFoundError:
+        return None
+    try:
+        body = json.loads(content)
+    except ValueError as error:
+        raise CorruptDataError(f"source document {key} does not decode: {error}", key=key) from error
+    if not isinstance(body, dict):
+        raise CorruptDataError(f"source document {key} is not a JSON object", key=key)
+    return SourceDocument(body)
+
+
+async def write_source_document(
+    storage: ObjectStorage,
+    shard: TenantShardId,
+    timeline_id: TimelineId,
+    generation: Generation,
+    document: SourceDocument,
+) -> None:
+    """Store the document under this generation; durable when this returns."""
+    content = json.dumps(dict(document.body), separators=(",", ":")).encode()
+    await storage.put(paths.source_base_key(shard, timeline_id) + generation.suffix(), content)
+
+
+async def delete_source_documents(storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId) -> None:
+    """Remove the document in all generations, when its timeline is deleted."""
+    base = paths.source_base_key(shard, timeline_id)
+    await storage.delete([item.key async for item in storage.list_objects(base)])

@@ -1,0 +1,95 @@
+"""The store on disk, and what is built on its conditional create: generations (standalone.md 1, remote-storage.md
+4.4).
+"""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from pageserver.ids import Generation, TenantId, TenantShardId
+from pageserver.remote import (
+    GenerationClaim,
+    LocalStore,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    claim_generation,
+    find_generationed,
+)
+from pageserver.remote.generations import GenerationTakenError, is_newest_generation
+
+SHARD = TenantShardId(TenantId(bytes(range(16))))
+
+
+def claim(instance: str = "a") -> GenerationClaim:
+    return GenerationClaim(node_id=1, instance=instance, host="h", claimed_at="2026-01-01T00:00:00Z")
+
+
+def leftovers(directory: Path) -> list[Path]:
+    return list(directory.rglob("*___temp"))
+
+
+async def test_objects_are_put_listed_and_deleted(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "bucket")
+    await store.put("tenants/a/x", b"1")
+    await store.put("tenants/a/x", b"22")
+    await store.put("tenants/ab/y", b"3")
+    assert await store.get("tenants/a/x") == b"22"
+    assert [item.key async for item in store.list_objects("tenants/a")] == ["tenants/a/x", "tenants/ab/y"]
+    assert [item.size_bytes async for item in store.list_objects("tenants/a/")] == [2]
+    assert await store.list_directories("tenants/") == ["a", "ab"]
+    assert await store.list_directories("none/") == []
+    await store.delete(["tenants/a/x", "tenants/a/x", "absent"])
+    with pytest.raises(ObjectNotFoundError):
+        await store.get("tenants/a/x")
+    assert not leftovers(tmp_path)
+
+
+async def test_files_are_uploaded_and_downloaded(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "bucket")
+    (tmp_path / "layer").write_bytes(b"x" * 3_000_000)
+    await store.upload("a/layer-00000001", tmp_path / "layer")
+    assert await store.download("a/layer-00000001", tmp_path / "copy") == 3_000_000
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "layer").read_bytes()
+    assert (await store.head("a/layer-00000001")).size_bytes == 3_000_000
+
+
+async def test_exactly_one_conditional_create_wins(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    results = await asyncio.gather(*(store.put_if_absent("k", b"%d" % i) for i in range(20)), return_exceptions=True)
+    assert sum(result is None for result in results) == 1
+    assert sum(isinstance(result, ObjectExistsError) for result in results) == 19
+
+
+async def test_claims_are_unique_and_above_everything(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    await store.put(f"tenants/{SHARD}/timelines/{SHARD}/index_part.json-00000007", b"{}")
+    claimed = await asyncio.gather(*(claim_generation(store, SHARD, claim(str(i))) for i in range(5)))
+    assert sorted(generation.number or 0 for generation in claimed) == [8, 9, 10, 11, 12]
+    assert (await claim_generation(store, SHARD, claim(), wanted=20)).number == 20
+    with pytest.raises(GenerationTakenError):
+        await claim_generation(store, SHARD, claim(), wanted=15)
+    assert await is_newest_generation(store, SHARD, Generation(20))
+    assert not await is_newest_generation(store, SHARD, Generation(12))
+
+
+@pytest.mark.parametrize(
+    ("present", "mine", "expected"),
+    [([None], 5, None), ([None, 1], 5, 1), ([None, 1, 10], 5, 1), ([None, 1, 4, 5, 10], 5, 5), ([4], 5, 4)],
+)
+async def test_the_newest_object_not_above_mine_is_found(
+    tmp_path: Path, present: list[int | None], mine: int, expected: int | None
+) -> None:
+    """The unit-test facts of remote-storage.md 4.4."""
+    store = LocalStore(tmp_path)
+    for number in present:
+        await store.put("t/index_part.json" + Generation(number).suffix(), str(number).encode())
+    content, found = await find_generationed(store, "t/index_part.json", Generation(mine))
+    assert (content.decode(), found.number) == (str(expected), expected)
+
+
+async def test_nothing_to_find_is_not_found(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    await store.put("t/index_part.json-00000009", b"later generations are invisible")
+    with pytest.raises(ObjectNotFoundError):
+        await find_generationed(store, "t/index_part.json", Generation(5))
