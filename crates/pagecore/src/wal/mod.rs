@@ -7,11 +7,17 @@
 //! Everything here is a pure function of the bytes, the PostgreSQL major version, the flavour and the shard. Nothing
 //! looks at stored state: whatever has to is a metadata record, applied by `pagestore::ingest` or by Python.
 
+pub mod checkpoint;
 pub mod framer;
 pub mod image;
+pub mod interpret;
+pub mod metadata;
 pub mod record;
 
+pub use checkpoint::CheckPoint;
 pub use framer::{StreamChecks, WalFramer};
+pub use interpret::{Interpreter, ValueSink};
+pub use metadata::MetadataRecord;
 pub use record::{BlockRef, Compression, DecodedRecord, ImageRef};
 
 use crate::{Key, Lsn};
