@@ -1,0 +1,336 @@
+"""A copied data directory on disk: where its files go while they arrive, and what is found in it afterwards.
+
+Files of a base backup are spooled under a temporary directory, laid out as in a data directory, tablespaces under
+`pg_tblspc/<oid>/`. Whatever is not imported is not even written. `DataDirectory.scan` then lists relations, SLRU
+segments and the rest in the order of their keys; `image_import.py` makes layers of them.
+
+    tar members ──▶ Spool.take ──▶ <spool>/base/5/1259 … ──▶ DataDirectory.scan ──▶ image layers
+
+Source: PostgreSQL manual, "Database File Layout"; spec wal.md 11, stock.md 1.4, tenants.md 10.1.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pageserver.errors import RequestError
+from pageserver.keyspace.key import (
+    DEFAULT_TABLESPACE,
+    FSM_FORK,
+    GLOBAL_TABLESPACE,
+    INIT_FORK,
+    MAIN_FORK,
+    PAGE_SIZE,
+    RELATION_SEGMENT_BLOCKS,
+    SLRU_SEGMENT_BLOCKS,
+    VM_FORK,
+    SlruKind,
+)
+from pageserver.wal.tar_stream import MemberKind, TarMember
+
+_FORK_NAMES: Final = {None: MAIN_FORK, "fsm": FSM_FORK, "vm": VM_FORK, "init": INIT_FORK}
+_RELATION_FILE: Final = re.compile(r"(\d+)(?:_([a-z]+))?(?:\.(\d+))?", re.ASCII)
+_TEMPORARY_RELATION: Final = re.compile(r"t\d+_\d+(_[a-z]+)?(\.\d+)?", re.ASCII)
+_HEX: Final = re.compile(r"[0-9A-F]+", re.ASCII)
+_ORIGIN_FILE: Final = "pg_logical/replorigin_checkpoint"
+_SINGLE_FILES: Final = frozenset(
+    {"PG_VERSION", "backup_label", "tablespace_map", "global/pg_control", _ORIGIN_FILE, "zenith.signal", "neon.signal"}
+)
+_IGNORED_IN_DATABASES: Final = frozenset({"PG_VERSION", "pg_internal.init"})
+_U32_MAX: Final = 0xFFFF_FFFF
+
+
+class DataDirectoryError(RequestError):
+    """A copied data directory is not what it must be to be imported."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelationFork:
+    """A fork, its files in order: (path, blocks)."""
+
+    number: int
+    segments: tuple[tuple[str, int], ...]
+
+    @property
+    def blocks(self) -> int:
+        return sum(blocks for _, blocks in self.segments)
+
+
+@dataclass(slots=True)
+class DatabaseFiles:
+    """What belongs to one (tablespace, database)."""
+
+    tablespace: int
+    database: int
+    relmap: bytes | None = None
+    relations: dict[int, dict[int, RelationFork]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SlruSegment:
+    kind: SlruKind
+    number: int
+    path: str
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataDirectory:
+    """All that is imported, sorted by key."""
+
+    control_file: bytes
+    databases: tuple[DatabaseFiles, ...]
+    slru_segments: tuple[SlruSegment, ...]
+    twophase: tuple[tuple[int, bytes], ...]
+    origins: tuple[tuple[int, int], ...]
+    tablespaces: tuple[tuple[int, str], ...]
+    backup_label: str | None
+    signal: str | None
+
+    @property
+    def total_blocks(self) -> int:
+        forks = (fork for db in self.databases for forks in db.relations.values() for fork in forks.values())
+        return sum(fork.blocks for fork in forks) + sum(segment.pages for segment in self.slru_segments)
+
+
+class Spool:
+    """Writes the members of base backup tars below one temporary directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._directories: set[Path] = set()
+        self.tablespaces: dict[int, str] = {}
+        """Locations by oid, as told by the primary, a `tablespace_map`, or links in the archive."""
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    def take_all(self, members: Iterable[TarMember], *, tablespace: int | None) -> None:
+        """Spool one archive, of the data directory itself or of a tablespace.
+
+        Raises: TarFormatError, DataDirectoryError.
+        """
+        if tablespace is not None:
+            self._make_directory(self._root / "pg_tblspc" / str(tablespace))
+        for member in members:
+            path = member.name.removeprefix("./").rstrip("/")
+            self._take(member, path if tablespace is None else f"pg_tblspc/{tablespace}/{path}")
+
+    def _take(self, member: TarMember, path: str) -> None:
+        parts = path.split("/")
+        if path.startswith("/") or ".." in parts:
+            raise DataDirectoryError(f"archive member {member.name!r} lies outside of the data directory")
+        if member.kind is MemberKind.SYMLINK:
+            if len(parts) == 2 and parts[0] == "pg_tblspc" and parts[1].isdigit():
+                self.tablespaces.setdefault(int(parts[1]), member.link_target)
+            return
+        if member.kind is MemberKind.DIRECTORY or not is_imported(path):
+            return
+        target = self._root / path
+        self._make_directory(target.parent)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            for chunk in member.chunks():
+                _write_all(descriptor, chunk)
+        finally:
+            os.close(descriptor)
+
+    def _make_directory(self, path: Path) -> None:
+        if path not in self._directories:
+            path.mkdir(parents=True, exist_ok=True)
+            self._directories.add(path)
+
+
+def is_imported(path: str) -> bool:
+    """Return whether a file of a data directory has a place in the key space (spec stock.md 1.4)."""
+    parts = path.split("/")
+    name = parts[-1]
+    if name.startswith(".") or any(part.startswith("pgsql_tmp") for part in parts):
+        return False
+    if path in _SINGLE_FILES:
+        return True
+    match parts:
+        case ["global", _] | ["base", _, _] | ["pg_tblspc", _, _, _, _]:
+            return _TEMPORARY_RELATION.fullmatch(name) is None and name not in _IGNORED_IN_DATABASES
+        case ["pg_xact", _] | ["pg_multixact", "members" | "offsets", _] | ["pg_twophase", _]:
+            return True
+        case _:
+            return False
+
+
+def scan_data_directory(root: Path, *, tablespaces: dict[int, str], tolerant: bool) -> DataDirectory:
+    """List a spooled data directory.
+
+    `tolerant`: the copy was taken while the server ran, so a file may end within a block that WAL writes again, and a
+    segment behind a short one is what a truncation or extension left (PostgreSQL itself stops at the first short one).
+    Otherwise both are errors. Raises: DataDirectoryError.
+    """
+    control = root / "global/pg_control"
+    if not control.is_file():
+        raise DataDirectoryError("pg_control file not found")
+    tablespaces = dict(tablespaces)
+    for oid, location in _read_tablespace_map(root / "tablespace_map"):
+        tablespaces.setdefault(oid, location)
+    for name in _list_numbers(root / "pg_tblspc"):
+        tablespaces.setdefault(name, f"pg_tblspc/{name}")
+    return DataDirectory(
+        control_file=control.read_bytes(),
+        databases=tuple(_scan_databases(root, tolerant=tolerant)),
+        slru_segments=tuple(_scan_slrus(root)),
+        twophase=tuple(_scan_twophase(root / "pg_twophase")),
+        origins=tuple(_read_origins(root / _ORIGIN_FILE)),
+        tablespaces=tuple(sorted(tablespaces.items())),
+        backup_label=_read_text(root / "backup_label"),
+        signal=_read_text(root / "zenith.signal") or _read_text(root / "neon.signal"),
+    )
+
+
+# Relations.
+
+
+def _scan_databases(root: Path, *, tolerant: bool) -> Iterator[DatabaseFiles]:
+    """Yield databases by (tablespace, database); the shared one is database 0 of tablespace 1664."""
+    for database in _list_numbers(root / "base"):
+        yield _scan_database(root / "base" / str(database), DEFAULT_TABLESPACE, database, tolerant=tolerant)
+    yield _scan_database(root / "global", GLOBAL_TABLESPACE, 0, tolerant=tolerant)
+    for tablespace in _list_numbers(root / "pg_tblspc"):
+        by_version = root / "pg_tblspc" / str(tablespace)
+        versions = sorted(path for path in by_version.iterdir() if path.name.startswith("PG_"))
+        if len(versions) > 1:
+            raise DataDirectoryError(f"tablespace {tablespace} holds files of several versions of PostgreSQL")
+        for version in versions:
+            for database in _list_numbers(version):
+                yield _scan_database(version / str(database), tablespace, database, tolerant=tolerant)
+
+
+def _scan_database(path: Path, tablespace: int, database: int, *, tolerant: bool) -> DatabaseFiles:
+    found = DatabaseFiles(tablespace, database)
+    segments: dict[tuple[int, int], dict[int, tuple[str, int]]] = {}
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name == "pg_filenode.map":
+                found.relmap = Path(entry.path).read_bytes()
+                continue
+            if entry.name == "pg_control":
+                continue
+            match = _RELATION_FILE.fullmatch(entry.name)
+            if match is None:
+                if tolerant:
+                    continue
+                raise DataDirectoryError(f"invalid relation data file name {entry.path}")
+            relation, fork, number = int(match[1]), match[2], int(match[3] or 0)
+            if fork not in _FORK_NAMES:
+                raise DataDirectoryError(f"invalid relation fork name {entry.path}")
+            if relation > _U32_MAX:
+                raise DataDirectoryError(f"invalid relation data file name {entry.path}")
+            length = entry.stat().st_size
+            if length % PAGE_SIZE and not tolerant:
+                raise DataDirectoryError(f"length {length} of {entry.path} is not a multiple of {PAGE_SIZE}")
+            segments.setdefault((relation, _FORK_NAMES[fork]), {})[number] = (entry.path, length // PAGE_SIZE)
+    for (relation, fork_number), files in sorted(segments.items()):
+        fork_files = _order_segments(files, tolerant=tolerant)
+        if fork_files is not None:
+            found.relations.setdefault(relation, {})[fork_number] = RelationFork(fork_number, fork_files)
+    for forks in found.relations.values():
+        if INIT_FORK in forks:
+            # Unlogged: what its other forks hold is not in the WAL and would be emptied by recovery.
+            for fork_number in [number for number in forks if number != INIT_FORK]:
+                del forks[fork_number]
+    return found
+
+
+def _order_segments(files: dict[int, tuple[str, int]], *, tolerant: bool) -> tuple[tuple[str, int], ...] | None:
+    """Return the files of a fork in order up to the first short one; none if there is no first file."""
+    ordered: list[tuple[str, int]] = []
+    for number in range(len(files)):
+        if number not in files:
+            break
+        path, blocks = files[number]
+        if blocks > RELATION_SEGMENT_BLOCKS:
+            raise DataDirectoryError(f"{path} has {blocks} blocks, more than a segment can have")
+        ordered.append((path, blocks))
+        if blocks < RELATION_SEGMENT_BLOCKS:
+            break
+    if not tolerant and any(blocks for number, (_, blocks) in files.items() if number >= len(ordered)):
+        raise DataDirectoryError(f"segments of {next(iter(files.values()))[0]} are missing or too short")
+    return tuple(ordered) if ordered else None
+
+
+# The rest.
+
+
+def _scan_slrus(root: Path) -> Iterator[SlruSegment]:
+    for kind in SlruKind:
+        directory = kind.directory
+        if not (root / directory).is_dir():
+            continue
+        found = []
+        for path in (root / directory).iterdir():
+            if _HEX.fullmatch(path.name) is None or len(path.name) > 15:
+                raise DataDirectoryError(f"invalid SLRU segment name {path}")
+            pages, rest = divmod(path.stat().st_size, PAGE_SIZE)
+            if rest or pages > SLRU_SEGMENT_BLOCKS:
+                raise DataDirectoryError(f"SLRU segment {path} has the invalid length {path.stat().st_size}")
+            number = int(path.name, 16)
+            if number > _U32_MAX:
+                raise DataDirectoryError(f"invalid SLRU segment name {path}")
+            found.append(SlruSegment(kind, number, str(path), pages))
+        yield from sorted(found, key=lambda segment: segment.number)
+
+
+def _scan_twophase(directory: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (xid, contents without the CRC), which the value from a PREPARE record does not have (spec wal.md 11)."""
+    if not directory.is_dir():
+        return
+    found = []
+    for path in directory.iterdir():
+        if _HEX.fullmatch(path.name) is None or len(path.name) > 16:
+            raise DataDirectoryError(f"invalid name of a two-phase file {path}")
+        data = path.read_bytes()
+        if len(data) >= 8 and int.from_bytes(data[4:8], "little") == len(data):
+            data = data[:-4]
+        found.append((int(path.name, 16), data))
+    yield from sorted(found)
+
+
+def _read_origins(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield (origin id, remote LSN) of `replorigin_checkpoint`: u32 magic, entries of 16 bytes, u32 CRC."""
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    if len(data) < 8 or int.from_bytes(data[:4], "little") != 0x1257DADE or (len(data) - 8) % 16:
+        raise DataDirectoryError(f"{path.name} does not parse")
+    for at in range(4, len(data) - 4, 16):
+        origin, lsn = int.from_bytes(data[at : at + 2], "little"), int.from_bytes(data[at + 8 : at + 16], "little")
+        if origin:
+            yield origin, lsn
+
+
+def _read_tablespace_map(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines `<oid> <location>`; a newline or backslash in a location is preceded by a backslash."""
+    text = _read_text(path)
+    if text is None:
+        return
+    for match in re.finditer(r"(\d+) ((?:\\.|[^\\\n])*)\n", text, re.DOTALL):
+        yield int(match[1]), re.sub(r"\\(.)", r"\1", match[2], flags=re.DOTALL)
+
+
+def _read_text(path: Path) -> str | None:
+    return path.read_bytes().decode("utf-8", "surrogateescape") if path.is_file() else None
+
+
+def _list_numbers(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
