@@ -1,5 +1,10 @@
 //! The thin Python face of the engine: module `pageserver._core`. Converts, decides nothing.
 use pyo3::prelude::*;
 
+mod crc;
+
 #[pymodule]
-mod _core {}
+mod _core {
+    #[pymodule_export]
+    use crate::crc::crc32c;
+}

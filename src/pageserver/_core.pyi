@@ -1,0 +1,359 @@
+"""The compiled engine. Keys are 18 raw bytes, LSNs are integers, ids 16 raw bytes. Work releases the GIL.
+
+Errors are those of ``pageserver.errors``. Each group of names here has a file of the same name in
+``crates/pagecore-py/src``.
+"""
+
+from typing import Any, TypeAlias, final
+
+# crc.rs
+
+def crc32c(data: bytes, start: int = 0) -> int:
+    """Return the CRC-32C of ``data``; ``start`` is the CRC of what came before it, 0 at the beginning."""
+
+# wal.rs
+
+@final
+class DecodedWal:
+    """What the offline tool shows of a piece of WAL."""
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary a record: ``lsn`` (start), ``lsn_end``, ``rmgr``, ``rmid``, ``info``, ``type`` (name of the
+        record), ``xid``, ``prev``, ``length``, ``origin``, ``top_xid``, ``main_data`` (hexadecimal), ``blocks``,
+        ``values``, ``metadata``.
+
+        ``blocks``: ``id``, ``rel`` (text), ``block``, ``will_init``, ``data_length`` and ``image`` (None, or ``apply``,
+        ``compression``, ``length``, ``hole_offset``, ``hole_length``). ``values``: ``key`` (hexadecimal), ``kind``
+        (``image`` or ``record``), ``will_init``, ``length``. ``metadata``: None, or a text.
+        """
+
+    @property
+    def lsn_end(self) -> int:
+        """End of the last complete record, where decoding can go on."""
+
+    @property
+    def error(self) -> str | None:
+        """Why decoding stopped early; zeros behind the last record are ``invalid xl_tot_len 0``."""
+
+def decode_wal(data: bytes, *, pg_version: int, flavour: str, start_lsn: int, limit: int | None = None) -> DecodedWal:
+    """Decode records from ``data``, whose first byte lies at ``start_lsn``: a record's start, or the start of a page.
+
+    ``flavour`` is ``neon`` or ``stock``. A record that is incomplete at the end of the data is not shown.
+    Source: spec wal.md 1-3.
+    """
+
+# ingest.rs
+
+@final
+class RelationCreate:
+    """Create a relation fork with size 0 (wal.md 4.4, 5.4).
+
+    ``implicit``: no CREATE was seen, a block of it comes next. The store did not find the fork; if the directories know
+    it nevertheless, tell its size with ``WalIngest.remember_rel_size`` and write nothing.
+    """
+
+    spc: int
+    db: int
+    rel: int
+    fork: int
+    implicit: bool
+
+@final
+class RelationTruncate:
+    """SMGR TRUNCATE (wal.md 5.4). ``flags``: 1 heap, 2 visibility map, 4 free space map."""
+
+    spc: int
+    db: int
+    rel: int
+    blocks: int
+    flags: int
+
+@final
+class DatabaseCreate:
+    """CREATE DATABASE by copying files (wal.md 5.5); ``WalIngest.copy_relation`` copies the blocks."""
+
+    db: int
+    tablespace: int
+    source_db: int
+    source_tablespace: int
+
+@final
+class DatabaseDrop:
+    db: int
+    tablespaces: list[int]
+
+@final
+class TablespaceCreate:
+    """Stock timelines only (stock.md 2)."""
+
+    oid: int
+    path: bytes
+
+@final
+class TablespaceDrop:
+    oid: int
+
+@final
+class SlruZeroPage:
+    """Make a page of zeros (wal.md 4.5). ``slru`` is the number of the kind (keyspace.md 3).
+
+    ``implicit``: before the base copy is consistent, a record changes a page that is not there (wal.md 9.3); the page
+    must exist when ``run`` is called again, or it is asked for again.
+    """
+
+    slru: int
+    page: int
+    implicit: bool
+
+@final
+class ClogTruncate:
+    """Both the checkpoint's fields and the segments are Python's to change (wal.md 5.6)."""
+
+    page: int
+    oldest_xid: int
+    oldest_xid_db: int
+
+@final
+class TransactionEnd:
+    """A commit or abort that drops relations, ends a prepared transaction, or has an origin (wal.md 5.2).
+
+    The CLOG records are written already, as for every commit and abort: what is left are steps 2 to 4.
+    ``relations`` are (tablespace, database, relation), all forks of which go.
+    """
+
+    committed: bool
+    prepared: bool
+    xid: int
+    time: int
+    subxacts: list[int]
+    relations: list[tuple[int, int, int]]
+    origin: int
+    origin_lsn: int
+
+@final
+class TransactionPrepare:
+    """``data`` is the state file without its CRC. ``nextXid`` has already passed ``xid``."""
+
+    xid: int
+    data: bytes
+
+@final
+class MultixactTruncate:
+    oldest_multi_db: int
+    start_offset: int
+    end_offset: int
+    start_member: int
+    end_member: int
+
+@final
+class RelationMapUpdate:
+    db: int
+    tablespace: int
+    data: bytes
+
+@final
+class CheckpointTaken:
+    """A checkpoint record (wal.md 6); ``checkpoint`` are its 88 bytes, not the stored value."""
+
+    shutdown: bool
+    checkpoint: bytes
+
+@final
+class ParameterChange:
+    max_connections: int
+    max_worker_processes: int
+    max_wal_senders: int
+    max_prepared_xacts: int
+    max_locks_per_xact: int
+    wal_level: int
+    wal_log_hints: bool
+    track_commit_timestamp: bool
+
+@final
+class EndOfRecovery:
+    """``wal_level`` is None before PostgreSQL 17."""
+
+    time: int
+    tli: int
+    prev_tli: int
+    wal_level: int | None
+
+@final
+class BackupEnd:
+    """From here on the copy that was begun at ``start_lsn`` is consistent; nothing to write."""
+
+    start_lsn: int
+
+@final
+class AuxFilePut:
+    """Empty content deletes the file (wal.md 5.9). Neon's flavour, shard 0 only."""
+
+    path: str
+    content: bytes
+
+@final
+class OriginSet:
+    """``origin_lsn`` 0: the origin was dropped (wal.md 5.10)."""
+
+    origin: int
+    origin_lsn: int
+
+RareDetail: TypeAlias = (
+    RelationCreate
+    | RelationTruncate
+    | DatabaseCreate
+    | DatabaseDrop
+    | TablespaceCreate
+    | TablespaceDrop
+    | SlruZeroPage
+    | ClogTruncate
+    | TransactionEnd
+    | TransactionPrepare
+    | MultixactTruncate
+    | RelationMapUpdate
+    | CheckpointTaken
+    | ParameterChange
+    | EndOfRecovery
+    | BackupEnd
+    | AuxFilePut
+    | OriginSet
+)
+
+@final
+class RareRecord:
+    """A record that only Python can apply, since it decides about directories.
+
+    Everything before it is committed, so the store shows the state it applies to. Commits and aborts without further
+    effects, new multixacts, RUNNING_XACTS, NEXTOID and all block changes never come here.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Name of the class of ``detail``."""
+
+    @property
+    def detail(self) -> RareDetail: ...
+    @property
+    def lsn(self) -> int:
+        """End of the record: the LSN of everything it writes."""
+
+    @property
+    def xid(self) -> int: ...
+    @property
+    def rmid(self) -> int: ...
+    @property
+    def info(self) -> int:
+        """All eight bits."""
+
+    @property
+    def origin(self) -> int: ...
+    @property
+    def main_data(self) -> bytes: ...
+
+@final
+class WalIngest:
+    """WAL bytes become values in the open layer of one timeline (wal.md 4, keyspace.md 11).
+
+    The only writer of its timeline; used by one thread at a time. After an error it is of no more use: make a new one
+    from ``last_record_lsn``.
+    """
+
+    def __init__(
+        self,
+        store: TimelineStore,
+        *,
+        start_lsn: int,
+        checkpoint: bytes,
+        system_identifier: int | None,
+        check_prev: bool,
+        tolerant_until: int,
+        checkpoint_distance: int,
+    ) -> None:
+        """Expect the byte at ``start_lsn``, ``Lsn.normalised()`` of the store's last record, first.
+
+        ``system_identifier`` and ``check_prev`` are the extra checks for stock primaries (wal.md 1.4). Below
+        ``tolerant_until`` a base copy is not consistent yet (wal.md 9.3).
+        """
+
+    tolerant_until: int
+    checkpoint: bytes
+    """The 88 bytes; setting them writes them at the LSN of the rare record, changed or not."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Append bytes of the stream."""
+
+    def run(self) -> RareRecord | str:
+        """Take complete records until one of them is Python's, or there is a reason to pause.
+
+        Returns ``need-input`` (everything is committed), ``roll`` (committed, and the open layer is beyond
+        ``checkpoint_distance``: freeze it, call again), or a record to apply before the next call.
+        Raises: CorruptDataError (the WAL is wrong), StoppedError, errors of the store.
+        """
+
+    def commit(self) -> None:
+        """Make what was applied readable and advance ``last_record_lsn``. ``run`` does it often enough by itself."""
+
+    @property
+    def lsn(self) -> int:
+        """End of the last record taken."""
+
+    @property
+    def fed_until(self) -> int:
+        """LSN of the next byte that ``feed`` expects."""
+
+    @property
+    def page_tli(self) -> int | None:
+        """PostgreSQL's timeline id in the last page header seen."""
+
+    @property
+    def records(self) -> int:
+        """Records taken so far."""
+
+    @property
+    def ignored_vm_clears(self) -> int:
+        """Visibility-map clears that named a map page beyond the map's end (wal.md 5.3)."""
+
+    # While a RareRecord is being applied. Writes get its LSN; reads see them, and everything before.
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of any key, None if there is none."""
+
+    def put(self, key: bytes, image: bytes) -> None:
+        """Write an image. The later of two images of a key that is no block's wins."""
+
+    def put_value(self, key: bytes, encoded_value: bytes) -> None:
+        """Write an encoded value (layer-files.md 10), such as a record for a visibility-map page."""
+
+    def rel_size(self, spc: int, db: int, rel: int, fork: int) -> int | None:
+        """Return the size of a fork in blocks, None if it does not exist."""
+
+    def set_rel_size(self, spc: int, db: int, rel: int, fork: int, blocks: int) -> None:
+        """Write the size of a fork; it exists from now on."""
+
+    def remember_rel_size(self, spc: int, db: int, rel: int, fork: int, blocks: int) -> None:
+        """Take note of the size of a fork that exists already, without writing it."""
+
+    def forget_rel(self, spc: int, db: int, rel: int, fork: int) -> None:
+        """Take note that a fork does not exist any more."""
+
+    def forget_database(self, spc: int, db: int) -> None:
+        """Take note that no fork of this database exists any more."""
+
+    def copy_relation(self, source: tuple[int, int, int, int], target: tuple[int, int, int, int], blocks: int) -> None:
+        """Write an image of each local block of ``source``, as it is now, to the same block of ``target``.
+
+        Both are (tablespace, database, relation, fork). Does not write the size.
+        """
+
+    def set_slru_size(self, kind: int, segno: int, blocks: int) -> None:
+        """Write the size of an SLRU segment."""
+
+    def forget_slru(self, kind: int, segno: int) -> None:
+        """Take note that a segment does not exist any more."""
+
+# store.rs
+
+@final
+class TimelineStore:
+    """The engine's state of one timeline."""
