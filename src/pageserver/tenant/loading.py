@@ -1,0 +1,147 @@
+"""Finding and opening a tenant's timelines at attach (tenants.md 6.3, 6.4; remote-storage.md 13).
+
+An index is what makes a timeline exist. What cannot be read or opened is Broken alone, together with the branches that
+need it: the rest is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pageserver.errors import PageServerError
+from pageserver.ids import Generation, TenantShardId, TimelineId
+from pageserver.remote import IndexPart, ObjectNotFoundError, find_generationed, paths
+from pageserver.remote.source_document import SourceDocument, read_source_document
+from pageserver.tenant.opening import TimelineOpener, remove_tree
+from pageserver.tenant.resources import TenantResources
+from pageserver.timeline import Timeline
+
+
+@dataclass(slots=True)
+class LoadOutcome:
+    """What an attach found. `broken` maps to the reason, `importing` to the document that says how to begin again."""
+
+    loaded: list[Timeline] = field(default_factory=list)
+    broken: dict[TimelineId, str] = field(default_factory=dict)
+    importing: dict[TimelineId, SourceDocument] = field(default_factory=dict)
+    deleted: list[TimelineId] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Found:
+    indices: dict[TimelineId, IndexPart] = field(default_factory=dict)
+    documents: dict[TimelineId, SourceDocument] = field(default_factory=dict)
+
+
+async def load_timelines(
+    resources: TenantResources, opener: TimelineOpener, shard: TenantShardId, generation: Generation
+) -> LoadOutcome:
+    """Open everything that exists, ancestors first, and remove local directories that nothing names. Raises
+    UnavailableError.
+    """
+    outcome = LoadOutcome()
+    found = await _read_documents(resources, shard, generation, outcome)
+    loaded: dict[TimelineId, Timeline] = {}
+    for timeline_id in ancestors_first(found.indices, outcome.broken):
+        index = found.indices[timeline_id]
+        ancestor_id = index.metadata.ancestor_timeline
+        try:
+            timeline = await opener.load(
+                timeline_id,
+                index,
+                found.documents.get(timeline_id),
+                None if ancestor_id is None else loaded[ancestor_id],
+            )
+        except KeyError:
+            outcome.broken[timeline_id] = f"its ancestor {ancestor_id} could not be loaded"
+        except (PageServerError, OSError) as error:
+            outcome.broken[timeline_id] = str(error)
+        else:
+            loaded[timeline_id] = timeline
+            outcome.loaded.append(timeline)
+    keep = {*found.indices, *outcome.broken, *outcome.importing, *outcome.deleted}
+    await asyncio.to_thread(_purge, paths.timelines_directory(resources.workdir, shard), keep, resources)
+    return outcome
+
+
+def ancestors_first(indices: dict[TimelineId, IndexPart], broken: dict[TimelineId, str]) -> list[TimelineId]:
+    """Return the ids in an order in which each comes after its ancestor. Those whose ancestor is nowhere go to
+    `broken`.
+    """
+    order: list[TimelineId] = []
+    placed: set[TimelineId] = set()
+    waiting = sorted(indices)
+    while waiting:
+        ready = [
+            timeline_id
+            for timeline_id in waiting
+            if (ancestor := indices[timeline_id].metadata.ancestor_timeline) is None or ancestor in placed
+        ]
+        if not ready:
+            for timeline_id in waiting:
+                broken[timeline_id] = "could not load timeline because its ancestor is missing"
+            break
+        order += ready
+        placed.update(ready)
+        waiting = [timeline_id for timeline_id in waiting if timeline_id not in placed]
+    return order
+
+
+async def _read_documents(
+    resources: TenantResources, shard: TenantShardId, generation: Generation, outcome: LoadOutcome
+) -> _Found:
+    storage = resources.storage
+    found = _Found()
+    for timeline_id in await _list_ids(resources, paths.sources_prefix(shard)):
+        try:
+            document = await read_source_document(storage, shard, timeline_id, generation)
+        except PageServerError as error:
+            outcome.broken[timeline_id] = str(error)
+            continue
+        if document is not None:
+            found.documents[timeline_id] = document
+            if document.is_importing:
+                outcome.importing[timeline_id] = document
+    for timeline_id in await _list_ids(resources, paths.timelines_prefix(shard)):
+        try:
+            content, _ = await find_generationed(storage, paths.index_base_key(shard, timeline_id), generation)
+            index = IndexPart.decode(content)
+        except ObjectNotFoundError:
+            continue
+        except PageServerError as error:
+            outcome.broken[timeline_id] = str(error)
+            continue
+        if index.deleted_at is not None:
+            outcome.deleted.append(timeline_id)
+            outcome.importing.pop(timeline_id, None)
+        elif timeline_id not in outcome.importing and timeline_id not in outcome.broken:
+            found.indices[timeline_id] = index
+    return found
+
+
+async def _list_ids(resources: TenantResources, prefix: str) -> list[TimelineId]:
+    ids = []
+    for name in await resources.storage.list_directories(prefix):
+        try:
+            ids.append(TimelineId.parse(name))
+        except PageServerError:
+            resources.log.warning("Unexpected non timeline key", key=f"{prefix}{name}")
+    return ids
+
+
+def _purge(directory: Path, keep: set[TimelineId], resources: TenantResources) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in sorted(directory.iterdir()):
+        if path.name.endswith(paths.DIRECTORY_TEMPORARY_SUFFIX):
+            remove_tree(path)
+            continue
+        try:
+            timeline_id = TimelineId.parse(path.name)
+        except PageServerError:
+            resources.log.warning("Unparseable directory in timelines directory, ignoring", path=str(path))
+            continue
+        if timeline_id not in keep:
+            resources.log.info("removing a timeline directory without an index", timeline=str(timeline_id))
+            remove_tree(path)

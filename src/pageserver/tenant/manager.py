@@ -1,0 +1,378 @@
+"""All tenant shards of this server, by slot (tenants.md 3, 4, 5).
+
+Rule: never say "not found" for a tenant that exists here in any state, since somebody may then attach it elsewhere. A
+slot that is being changed holds `InProgress`; whoever put it there takes it out again. Configurations are durable
+before what they describe is spawned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from pageserver.errors import (
+    ConflictError,
+    NotFoundError,
+    PageServerError,
+    PreconditionFailedError,
+    RequestError,
+    StoppedError,
+    UnavailableError,
+)
+from pageserver.ids import Generation, TenantShardId
+from pageserver.remote import claim_generation, paths
+from pageserver.remote.local_store import make_directory_durable, overwrite_durably, sync_directory
+from pageserver.tenant.location import Attached, AttachMode, LocationConfig, LocationConfigError, Secondary
+from pageserver.tenant.resources import TenantResources
+from pageserver.tenant.tasks import TaskScope
+from pageserver.tenant.tenant import Tenant
+
+_STARTUP_CLAIMS_MAX = 16
+REDO_IDLE_SECONDS = 180.0
+_HOUSEKEEPING_SECONDS = 20.0
+
+
+class TenantNotFoundError(NotFoundError):
+    """404: certainly not attached here."""
+
+    def __init__(self, *, shard: TenantShardId) -> None:
+        super().__init__(f"tenant {shard}", shard=shard)
+
+
+class TenantNotActiveError(UnavailableError):
+    """503: the slot is being changed."""
+
+    def __init__(self) -> None:
+        super().__init__("Tenant not yet active")
+
+
+class TenantMapError(UnavailableError):
+    """503: the map is not open."""
+
+
+class SlotBusyError(ConflictError):
+    """409: another `location_config` is at work on this slot."""
+
+    def __init__(self) -> None:
+        super().__init__("Tenant is already being modified")
+
+
+class GenerationDecreaseError(RequestError):
+    """400: a generation never goes back."""
+
+    def __init__(self, *, wanted: Generation, current: Generation) -> None:
+        super().__init__(f"Generation {wanted} is less than existing {current}", wanted=wanted, current=current)
+
+
+class MapState(Enum):
+    INITIALIZING = "initializing"
+    OPEN = "open"
+    SHUTTING_DOWN = "shutting down"
+
+
+@dataclass(slots=True)
+class SecondarySlot:
+    """A location that only keeps a cache warm. Downloads come with object storage; now it remembers its
+    configuration.
+    """
+
+    location: LocationConfig
+
+
+@dataclass(slots=True)
+class InProgress:
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+Slot = Tenant | SecondarySlot | InProgress
+
+
+@dataclass(frozen=True, slots=True)
+class LocationRequest:
+    """A `location_config` request after its form was checked. `mode` None means detached, `generation` None claims
+    one.
+    """
+
+    mode: AttachMode | Secondary | None
+    generation: int | None
+    location: LocationConfig | None
+
+
+class TenantManager:
+    """The map of slots. One per server."""
+
+    def __init__(self, resources: TenantResources) -> None:
+        self.map_state = MapState.INITIALIZING
+        self._resources = resources
+        self._log = resources.log
+        self._slots: dict[TenantShardId, Slot] = {}
+        self._tasks = TaskScope()
+
+    # Lifecycle
+
+    async def load_from_disk(self) -> None:
+        """Scan `tenants/`, claim a generation for each attached location, start to attach, open the map. Raises
+        OSError.
+        """
+        found = await asyncio.to_thread(self._scan)
+        permits = asyncio.Semaphore(_STARTUP_CLAIMS_MAX)
+        warmup = asyncio.Semaphore(self._resources.settings.concurrent_tenant_warmup)
+
+        async def start(shard: TenantShardId, location: LocationConfig) -> None:
+            if isinstance(location.mode, Secondary):
+                self._slots[shard] = SecondarySlot(location)
+                return
+            async with permits:
+                generation = await claim_generation(self._resources.storage, shard, self._resources.claim)
+                location = location.with_generation(generation)
+                await self._persist(shard, location)
+            self._spawn(shard, location, warmup)
+
+        async with asyncio.TaskGroup() as group:
+            for shard, location in found.items():
+                group.create_task(start(shard, location), name=f"start {shard}")
+        self._tasks.spawn(
+            self._housekeeping(),
+            name="tenant housekeeping",
+            on_failure=lambda error: self._log.error("housekeeping ended", error=str(error), exc_info=error),
+        )
+        self.map_state = MapState.OPEN
+
+    async def shut_down(self) -> None:
+        """Flush and stop all tenants in parallel; the map stays readable (tenants.md 8.4)."""
+        self.map_state = MapState.SHUTTING_DOWN
+        for slot in list(self._slots.values()):
+            if isinstance(slot, InProgress):
+                await slot.done.wait()
+        tenants = [slot for slot in self._slots.values() if isinstance(slot, Tenant)]
+        results = await asyncio.gather(*(tenant.shut_down(flush=True) for tenant in tenants), return_exceptions=True)
+        for tenant, result in zip(tenants, results, strict=True):
+            if isinstance(result, BaseException):
+                self._log.error("tenant shutdown failed", tenant=str(tenant.shard), error=str(result), exc_info=result)
+        await self._tasks.close()
+
+    # Looking
+
+    def get(self, shard: TenantShardId) -> Tenant:
+        """Return an attached tenant in any state. Raises TenantNotFoundError, TenantNotActiveError, TenantMapError."""
+        self._check_readable()
+        slot = self._slots.get(shard)
+        if isinstance(slot, Tenant):
+            return slot
+        if isinstance(slot, InProgress):
+            raise TenantNotActiveError
+        if self.map_state is MapState.SHUTTING_DOWN:
+            raise TenantMapError("tenant map is shutting down")
+        raise TenantNotFoundError(shard=shard)
+
+    def attached(self) -> list[Tenant]:
+        """Return all attached tenants in the order of their ids."""
+        self._check_readable()
+        return [slot for _, slot in sorted(self._slots.items()) if isinstance(slot, Tenant)]
+
+    def locations(self) -> list[tuple[TenantShardId, LocationConfig | None]]:
+        """Return all locations in order; None for a slot that is being changed."""
+        self._check_readable()
+        return [(shard, _location_of(slot)) for shard, slot in sorted(self._slots.items())]
+
+    def location(self, shard: TenantShardId) -> LocationConfig | None:
+        """Return one location. Raises NotFoundError with Neon's text."""
+        self._check_readable()
+        if shard not in self._slots:
+            raise NotFoundError("Tenant shard not found", shard=shard)
+        return _location_of(self._slots[shard])
+
+    # Changing
+
+    async def put_location(
+        self, shard: TenantShardId, request: LocationRequest, *, flush_seconds: float | None
+    ) -> None:
+        """Bring one location into the requested state (tenants.md 4.3). Durable on local disk when this returns.
+
+        Raises SlotBusyError, GenerationDecreaseError, GenerationTakenError, UnavailableError.
+        """
+        self._check_changeable()
+        if request.mode is None:
+            await self.detach(shard)
+            return
+        assert request.location is not None, "every mode but Detached has a location"
+        slot = self._slots.get(shard)
+        if isinstance(slot, InProgress):
+            raise SlotBusyError
+        if isinstance(slot, SecondarySlot) and isinstance(request.mode, Secondary):
+            await self._persist(shard, request.location)
+            slot.location = request.location
+            return
+        if isinstance(slot, Tenant) and isinstance(request.mode, AttachMode):
+            wanted = slot.generation if request.generation is None else Generation(request.generation)
+            if wanted < slot.generation:
+                raise GenerationDecreaseError(wanted=wanted, current=slot.generation)
+            if wanted == slot.generation:
+                await self._update_attached(slot, request.location.with_generation(wanted), flush_seconds)
+                return
+        await self._replace(shard, request)
+
+    async def detach(self, shard: TenantShardId) -> None:
+        """Shut a shard down and remove its local files. Absent is fine. Refused where the local disk is the only
+        copy.
+        """
+        if shard not in self._slots:
+            await asyncio.to_thread(self._purge_directory, shard)
+            return
+        if not self._resources.stores_layers:
+            raise PreconditionFailedError(
+                "without remote storage the local disk is the only copy; a detach would lose the tenant",
+                hint="configure [remote_storage], or delete the tenant",
+            )
+        async with self._changing(shard) as old:
+            if isinstance(old, Tenant):
+                await old.shut_down(flush=False)
+            await asyncio.to_thread(self._purge_directory, shard)
+            self._slots.pop(shard, None)
+
+    async def delete(self, shard: TenantShardId) -> None:
+        """Delete a shard for good: local files, then all objects below its prefix. Absent is fine; claims stay."""
+        self._check_changeable()
+        async with self._changing(shard) as old:
+            if isinstance(old, Tenant):
+                await old.shut_down(flush=False)
+            await asyncio.to_thread(self._purge_directory, shard)
+            storage = self._resources.storage
+            for prefix in (f"tenants/{shard}", f"sources/{shard}"):
+                await storage.delete([item.key async for item in storage.list_objects(prefix)])
+            self._slots.pop(shard, None)
+
+    async def update_config(self, tenant: Tenant, location: LocationConfig) -> None:
+        """Store and apply changed settings of an attached tenant, in its generation."""
+        await self._update_attached(tenant, location, None)
+
+    # Private
+
+    def _check_readable(self) -> None:
+        if self.map_state is MapState.INITIALIZING:
+            raise TenantMapError("tenant map is still initializing")
+
+    def _check_changeable(self) -> None:
+        self._check_readable()
+        if self.map_state is MapState.SHUTTING_DOWN:
+            raise StoppedError("Shutting down")
+
+    async def _replace(self, shard: TenantShardId, request: LocationRequest) -> None:
+        location = request.location
+        assert location is not None, "checked by the caller"
+        async with self._changing(shard) as old:
+            if isinstance(request.mode, AttachMode):
+                # Claim before anything is stopped: a refused claim must change nothing.
+                generation = await claim_generation(
+                    self._resources.storage, shard, self._resources.claim, wanted=request.generation
+                )
+                location = location.with_generation(generation)
+            if isinstance(old, Tenant):
+                await old.shut_down(flush=False)
+            await self._persist(shard, location)
+            if isinstance(location.mode, Attached):
+                self._spawn(shard, location, None)
+            else:
+                self._slots[shard] = SecondarySlot(location)
+
+    async def _update_attached(self, tenant: Tenant, location: LocationConfig, flush_seconds: float | None) -> None:
+        await self._persist(tenant.shard, location)
+        tenant.update_location(location)
+        becomes_stale = isinstance(location.mode, Attached) and location.mode.mode is AttachMode.STALE
+        if becomes_stale and flush_seconds is not None:
+            try:
+                async with asyncio.timeout(flush_seconds):
+                    await asyncio.gather(*(timeline.freeze_and_flush() for timeline in tenant.open_timelines()))
+            except TimeoutError:
+                self._log.warning("flush before the hand-over timed out", tenant=str(tenant.shard))
+
+    def _spawn(self, shard: TenantShardId, location: LocationConfig, warmup: asyncio.Semaphore | None) -> None:
+        tenant = Tenant(shard, location, self._resources)
+        self._slots[shard] = tenant
+        tenant.start(warmup)
+
+    @asynccontextmanager
+    async def _changing(self, shard: TenantShardId) -> AsyncIterator[Slot | None]:
+        """Hold the slot. Afterwards it has what the block put there, or again what was there before, if that still runs."""
+        old = self._slots.get(shard)
+        if isinstance(old, InProgress):
+            raise SlotBusyError
+        marker = InProgress()
+        self._slots[shard] = marker
+        try:
+            yield old
+        finally:
+            if self._slots.get(shard) is marker:
+                if old is None or (isinstance(old, Tenant) and old.is_stopped):
+                    del self._slots[shard]
+                else:
+                    self._slots[shard] = old
+            marker.done.set()
+
+    async def _persist(self, shard: TenantShardId, location: LocationConfig) -> None:
+        await asyncio.to_thread(self._write_config, shard, location)
+
+    def _write_config(self, shard: TenantShardId, location: LocationConfig) -> None:
+        make_directory_durable(paths.timelines_directory(self._resources.workdir, shard), self._resources.workdir)
+        overwrite_durably(paths.location_config_path(self._resources.workdir, shard), location.encode().encode())
+
+    def _scan(self) -> dict[TenantShardId, LocationConfig]:
+        """Read all configurations (tenants.md 5.2). What cannot be read is reported and left alone."""
+        found: dict[TenantShardId, LocationConfig] = {}
+        root = paths.tenants_directory(self._resources.workdir)
+        make_directory_durable(root, self._resources.workdir)
+        for directory in sorted(root.iterdir()):
+            if directory.name.endswith(paths.DIRECTORY_TEMPORARY_SUFFIX):
+                shutil.rmtree(directory)
+                continue
+            try:
+                shard = TenantShardId.parse(directory.name)
+            except PageServerError:
+                self._log.warning("Invalid tenant path (garbage in our repo directory?)", path=str(directory))
+                continue
+            if not any(directory.iterdir()):
+                directory.rmdir()
+                continue
+            location = self._read_config(directory)
+            if location is not None:
+                found[shard] = location
+        return found
+
+    def _read_config(self, directory: Path) -> LocationConfig | None:
+        try:
+            return LocationConfig.decode((directory / "config-v1").read_text(encoding="utf-8"))
+        except (FileNotFoundError, UnicodeDecodeError, LocationConfigError) as error:
+            self._log.error(
+                "tenant is not loaded: its location config cannot be read", path=str(directory), error=str(error)
+            )
+            return None
+
+    def _purge_directory(self, shard: TenantShardId) -> None:
+        """Rename first: a half-removed directory with an intact config would be loaded again after a crash."""
+        directory = paths.tenant_directory(self._resources.workdir, shard)
+        if not directory.exists():
+            return
+        temporary = directory.with_name(f"{directory.name}.{uuid.uuid4().hex[:8]}.{paths.DIRECTORY_TEMPORARY_SUFFIX}")
+        directory.rename(temporary)
+        sync_directory(directory.parent)
+        shutil.rmtree(temporary)
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await self._resources.clock.sleep(_HOUSEKEEPING_SECONDS)
+            for tenant in self.attached():
+                await asyncio.to_thread(tenant.stop_idle_redo, REDO_IDLE_SECONDS)
+
+
+def _location_of(slot: Slot) -> LocationConfig | None:
+    match slot:
+        case Tenant() | SecondarySlot():
+            return slot.location
+        case InProgress():
+            return None

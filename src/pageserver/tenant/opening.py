@@ -1,0 +1,193 @@
+"""Opening one timeline in the engine: from its index after a start, or new and empty (tenants.md 6.4, 9.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from pageserver.config import TenantSettings
+from pageserver.errors import CorruptDataError
+from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
+from pageserver.lsn import Lsn
+from pageserver.remote import IndexPart, paths
+from pageserver.remote.local_store import make_directory_durable, sync_directory
+from pageserver.remote.source_document import SourceDocument
+from pageserver.tenant.resources import TenantResources
+from pageserver.timeline import Publisher, RedoPool, StoreParameters, Timeline, TimelineIdentity
+from pageserver.timeline.load import list_directory, plan_load, remove_files
+
+_DOWNLOADS_MAX = 8
+
+
+class TimelineOpener:
+    """Opens the timelines of one attached tenant shard."""
+
+    def __init__(
+        self,
+        resources: TenantResources,
+        *,
+        shard: TenantShardId,
+        identity: ShardIdentity,
+        generation: Generation,
+        redo: RedoPool | None,
+        settings: Callable[[], TenantSettings],
+    ) -> None:
+        self._resources = resources
+        self._shard = shard
+        self._identity = identity
+        self._generation = generation
+        self._redo = redo
+        self._settings = settings
+        self._temporary_numbers = itertools.count(1)
+
+    async def load(
+        self, timeline_id: TimelineId, index: IndexPart, document: SourceDocument | None, ancestor: Timeline | None
+    ) -> Timeline:
+        """Open what the index names. Raises CorruptDataError (this timeline cannot be served), UnavailableError."""
+        if index.metadata.ancestor_timeline is None and not index.layers:
+            raise CorruptDataError("Timeline has no ancestor and no layer files", timeline_id=timeline_id)
+        metadata = index.metadata
+        timeline = self._open(
+            timeline_id,
+            index,
+            document,
+            ancestor,
+            last_record_lsn=metadata.disk_consistent_lsn,
+            prev_record_lsn=metadata.prev_record_lsn or Lsn(0),
+            next_open_layer_at=metadata.disk_consistent_lsn + 1,
+            loaded=True,
+        )
+        try:
+            await self._add_layers(timeline, index)
+        except BaseException:
+            await timeline.close()
+            raise
+        return timeline
+
+    async def create(
+        self, timeline_id: TimelineId, index: IndexPart, document: SourceDocument | None, ancestor: Timeline | None
+    ) -> Timeline:
+        """Open a new timeline in a new directory; what an unfinished creation left there is removed. Nothing is
+        uploaded.
+
+        A root's index holds its start as `initdb_lsn` and no consistent LSN yet: its first layers, and everything its
+        open layer gets, are at that LSN or above.
+        """
+        metadata = index.metadata
+        is_branch = metadata.ancestor_timeline is not None
+        start = metadata.ancestor_lsn if is_branch else metadata.initdb_lsn
+        await self.drop_directory(timeline_id)
+        directory = paths.timeline_directory(self._resources.workdir, self._shard, timeline_id)
+        await asyncio.to_thread(make_directory_durable, directory, self._resources.workdir)
+        return self._open(
+            timeline_id,
+            index,
+            document,
+            ancestor,
+            last_record_lsn=start,
+            prev_record_lsn=metadata.prev_record_lsn or Lsn(0),
+            next_open_layer_at=start + 1 if is_branch else start,
+            loaded=False,
+        )
+
+    async def drop_directory(self, timeline_id: TimelineId) -> None:
+        """Remove a timeline's local directory, durably."""
+        directory = paths.timeline_directory(self._resources.workdir, self._shard, timeline_id)
+        await asyncio.to_thread(remove_tree, directory)
+
+    def _open(
+        self,
+        timeline_id: TimelineId,
+        index: IndexPart,
+        document: SourceDocument | None,
+        ancestor: Timeline | None,
+        *,
+        last_record_lsn: Lsn,
+        prev_record_lsn: Lsn,
+        next_open_layer_at: Lsn,
+        loaded: bool,
+    ) -> Timeline:
+        metadata = index.metadata
+        directory = paths.timeline_directory(self._resources.workdir, self._shard, timeline_id)
+        directory.mkdir(parents=True, exist_ok=True)
+        store = self._resources.engine.open_store(
+            StoreParameters(
+                directory=directory,
+                shard=self._shard,
+                identity=self._identity,
+                timeline_id=timeline_id,
+                pg_version=metadata.pg_version,
+                traits=(document or SourceDocument()).traits,
+                last_record_lsn=last_record_lsn,
+                prev_record_lsn=prev_record_lsn,
+                disk_consistent_lsn=metadata.disk_consistent_lsn,
+                gc_cutoff_lsn=metadata.latest_gc_cutoff_lsn,
+                next_open_layer_at=next_open_layer_at,
+                ancestor=None if ancestor is None else ancestor.store,
+                ancestor_lsn=metadata.ancestor_lsn,
+                redo=self._redo,
+            )
+        )
+        publisher = Publisher(
+            storage=self._resources.storage,
+            stores_layers=self._resources.stores_layers,
+            shard=self._shard,
+            timeline_id=timeline_id,
+            generation=self._generation,
+            directory=directory,
+            index=index,
+            loaded=loaded,
+        )
+        return Timeline(
+            TimelineIdentity(
+                tenant_shard_id=self._shard,
+                shard_identity=self._identity,
+                timeline_id=timeline_id,
+                generation=self._generation,
+                pg_version=metadata.pg_version,
+                initdb_lsn=metadata.initdb_lsn,
+                ancestor_lsn=metadata.ancestor_lsn,
+                directory=directory,
+            ),
+            store=store,
+            publisher=publisher,
+            document=document,
+            ancestor=ancestor,
+            settings=self._settings,
+            clock=self._resources.clock,
+            log=self._resources.log.bind(tenant=str(self._shard), timeline=str(timeline_id)),
+        )
+
+    async def _add_layers(self, timeline: Timeline, index: IndexPart) -> None:
+        directory = timeline.directory
+        plan = plan_load(await asyncio.to_thread(list_directory, directory), index)
+        await asyncio.to_thread(remove_files, directory, plan)
+        permits = asyncio.Semaphore(_DOWNLOADS_MAX)
+
+        async def download(name: str) -> None:
+            async with permits:
+                await timeline.publisher.download_layer(name, index.layers[name], next(self._temporary_numbers))
+
+        results = await asyncio.gather(*map(download, plan.to_download), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        if plan.to_download:
+            await asyncio.to_thread(sync_directory, directory)
+        for name in (*plan.resident, *plan.to_download):
+            entry = index.layers[name]
+            path = directory / paths.local_layer_name(name, entry.generation)
+            await asyncio.to_thread(timeline.store.add_layer, name, str(path), entry.file_size)
+        if plan.from_the_future:
+            # The index without them goes first: the same names may come again with other content (layer-files.md 2.5).
+            await timeline.publisher.publish(plan.from_the_future)
+
+
+def remove_tree(directory: Path) -> None:
+    """Remove a directory, durably; absence is fine."""
+    if directory.is_dir():
+        shutil.rmtree(directory)
+        sync_directory(directory.parent)

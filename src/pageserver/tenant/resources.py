@@ -1,0 +1,39 @@
+"""What tenants are handed: components made once by `server.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pageserver.clock import Clock
+from pageserver.config import ServerSettings
+from pageserver.remote import GenerationClaim, ObjectStorage
+from pageserver.tenant.way_in import WayIn
+from pageserver.timeline import Engine, Timeline
+
+
+class PageRegistry(Protocol):
+    """Where page requests find timelines (the compiled page service)."""
+
+    def attach(self, timeline: Timeline) -> None: ...
+    def detach(self, timeline: Timeline) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TenantResources:
+    """Shared by all tenants of one server. `stores_layers` is false where the local disk is the only copy
+    (standalone.md 2).
+    """
+
+    workdir: Path
+    node_id: int
+    settings: ServerSettings
+    storage: ObjectStorage
+    stores_layers: bool
+    engine: Engine
+    pages: PageRegistry
+    way_in: WayIn
+    claim: GenerationClaim
+    clock: Clock
+    log: Any

@@ -1,0 +1,575 @@
+"""One attached tenant shard: its state, its timelines, their tasks, and the order in which they start and stop.
+
+States go Attaching → Activating → Active → Stopping, or to Broken from the first two (tenants.md 2.1); a stopped tenant
+never comes back, a new object does. A timeline that cannot be loaded is Broken by itself and its siblings are served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pageserver.config import TenantSettings
+from pageserver.errors import (
+    ConflictError,
+    InternalError,
+    LsnTimeoutError,
+    NotFoundError,
+    PageServerError,
+    PreconditionFailedError,
+    StoppedError,
+    UnavailableError,
+)
+from pageserver.ids import Generation, TenantShardId, TimelineId
+from pageserver.lsn import Lsn
+from pageserver.remote.source_document import Flavour, SourceDocument, delete_source_documents, write_source_document
+from pageserver.tenant.creation import (
+    AncestorNotActiveError,
+    BranchKey,
+    BranchRefusedError,
+    CreationInProgressError,
+    DifferentParametersError,
+    IdempotencyKey,
+    NeverEqual,
+    UnknownAncestorError,
+    check_branch_point,
+    index_of_branch,
+    index_of_root,
+    is_repeat,
+)
+from pageserver.tenant.deletion import delete_timeline_objects, mark_deleted
+from pageserver.tenant.loading import load_timelines
+from pageserver.tenant.location import Attached, LocationConfig
+from pageserver.tenant.opening import TimelineOpener
+from pageserver.tenant.resources import TenantResources
+from pageserver.tenant.source_slot import RootParameters, SlotActions, SourceSlot
+from pageserver.tenant.state import TenantState, TenantStatus
+from pageserver.tenant.tasks import TaskScope, end_tasks
+from pageserver.tenant.way_in import WalSource
+from pageserver.timeline import SourceStatus, Timeline, TimelineInfo, TimelineState, TimelineStatus
+from pageserver.timeline.state import LOADING
+
+
+class TimelineNotFoundError(NotFoundError):
+    """404: this tenant has no such timeline."""
+
+    def __init__(self, *, shard: TenantShardId, timeline_id: TimelineId) -> None:
+        super().__init__(f"Timeline {shard}/{timeline_id} was not found", shard=shard, timeline_id=timeline_id)
+
+
+class TimelineNotActiveError(NotFoundError):
+    """404, as Neon answers it: the timeline is there, but not (or no longer) usable."""
+
+    def __init__(self, *, shard: TenantShardId, timeline_id: TimelineId, state: TimelineState) -> None:
+        super().__init__(
+            f"Timeline {shard}/{timeline_id} is not active, state: {state.status.value}", timeline_id=timeline_id
+        )
+
+
+class TenantBrokenError(InternalError):
+    """500: the attach failed; the reason says why."""
+
+    def __init__(self, *, reason: str) -> None:
+        super().__init__(f"tenant is broken: {reason}", reason=reason)
+
+
+class TenantStoppingError(StoppedError):
+    """503 `Shutting down`."""
+
+    def __init__(self) -> None:
+        super().__init__("Shutting down")
+
+
+@dataclass(slots=True)
+class Placeholder:
+    """A timeline that is known but not open: still importing, or broken at load. `slot` is its source's."""
+
+    timeline_id: TimelineId
+    state: TimelineState
+    pg_version: int = 0
+    flavour: Flavour = "neon"
+    slot: SourceSlot | None = None
+
+
+class Tenant:
+    """An attached tenant shard in one generation."""
+
+    def __init__(self, shard: TenantShardId, location: LocationConfig, resources: TenantResources) -> None:
+        assert isinstance(location.mode, Attached), "a tenant object is an attached location"
+        self.shard = shard
+        self.location = location
+        self.generation: Generation = location.mode.generation
+        self.state = TenantState(TenantStatus.ATTACHING)
+        self.is_stopped = False
+        self.timelines: dict[TimelineId, Timeline | Placeholder] = {}
+        self._resources = resources
+        self._log = resources.log.bind(tenant=str(shard), generation=self.generation.number)
+        self._redo = resources.engine.open_redo(shard)
+        self._opener = TimelineOpener(
+            resources,
+            shard=shard,
+            identity=location.shard,
+            generation=self.generation,
+            redo=self._redo,
+            settings=self.settings,
+        )
+        self._tasks = TaskScope()
+        self._source_tasks: dict[TimelineId, asyncio.Task[None]] = {}
+        self._run_tasks: dict[TimelineId, asyncio.Task[None]] = {}
+        self._sources: dict[TimelineId, WalSource] = {}
+        self._source_errors: dict[TimelineId, str] = {}
+        self._creating: set[TimelineId] = set()
+        self._deleting: set[TimelineId] = set()
+        self._gc_and_branches = asyncio.Lock()
+        self._state_changed = asyncio.Event()
+
+    # Lifecycle
+
+    def start(self, warmup: asyncio.Semaphore | None = None) -> None:
+        """Begin to attach in the background, under `warmup` if given. Poll `state` or wait with `wait_active`."""
+        self._tasks.spawn(self._attach(warmup), name=f"attach {self.shard}", on_failure=self._attach_failed)
+
+    async def wait_active(self, timeout_seconds: float) -> None:
+        """Wait until the tenant serves. Raises UnavailableError (timeout), TenantStoppingError, TenantBrokenError."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self.state.status in (TenantStatus.ATTACHING, TenantStatus.ACTIVATING):
+                    await self._state_changed.wait()
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"Timed out waiting {timeout_seconds:g}s for tenant active state. "
+                f"Latest state: Some({self.state.status.value})"
+            ) from error
+        if self.state.status is TenantStatus.BROKEN:
+            raise TenantBrokenError(reason=self.state.reason)
+        if self.state.status is TenantStatus.STOPPING:
+            raise TenantStoppingError
+
+    async def shut_down(self, *, flush: bool) -> None:
+        """Stop everything, in the order of tenants.md 7.3 and 7.4. With `flush`, what was ingested becomes durable
+        first.
+
+        Afterwards nothing of this object touches files or objects any more.
+        """
+        was_active = self.state.status is TenantStatus.ACTIVE
+        self._become(TenantState(TenantStatus.STOPPING))
+        await end_tasks(*self._source_tasks.values())
+        await asyncio.gather(
+            *(self._stop_timeline(timeline, flush=flush and was_active) for timeline in self.open_timelines())
+        )
+        await self._tasks.close()
+        # Children read through their ancestors until here.
+        for timeline in self.open_timelines():
+            await timeline.close()
+        if self._redo is not None:
+            await asyncio.to_thread(self._redo.shutdown)
+        self.is_stopped = True
+
+    def update_location(self, location: LocationConfig) -> None:
+        """Replace mode and settings within the same generation; loops read them afresh each time."""
+        assert isinstance(location.mode, Attached), "a change to secondary makes another object"
+        assert location.mode.generation == self.generation, "another generation makes another object"
+        self.location = location
+
+    def settings(self) -> TenantSettings:
+        """Return the effective settings as they are now."""
+        return self.location.overrides.effective(self._resources.settings.tenant_defaults())
+
+    # Looking
+
+    def open_timelines(self) -> list[Timeline]:
+        return [timeline for timeline in self.timelines.values() if isinstance(timeline, Timeline)]
+
+    def get_timeline(self, timeline_id: TimelineId) -> Timeline:
+        """Return an active timeline. Raises TimelineNotFoundError, TimelineNotActiveError."""
+        entry = self._entry(timeline_id)
+        if not isinstance(entry, Timeline) or entry.state.status is not TimelineStatus.ACTIVE:
+            raise TimelineNotActiveError(shard=self.shard, timeline_id=timeline_id, state=entry.state)
+        return entry
+
+    def detail(self, timeline_id: TimelineId) -> TimelineInfo:
+        """Describe a timeline in any state. Raises TimelineNotFoundError."""
+        return self._describe(self._entry(timeline_id))
+
+    def details(self) -> list[TimelineInfo]:
+        return [self._describe(entry) for _, entry in sorted(self.timelines.items())]
+
+    def physical_size(self) -> int:
+        """Return the bytes of all layers of all timelines."""
+        return sum(timeline.detail().current_physical_size or 0 for timeline in self.open_timelines())
+
+    def redo_pid(self) -> int | None:
+        return None if self._redo is None else self._redo.pid()
+
+    def stop_idle_redo(self, idle_seconds: float) -> None:
+        if self._redo is not None:
+            self._redo.stop_if_idle(idle_seconds)
+
+    # Creating
+
+    async def create_branch(self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None) -> TimelineInfo:
+        """Branch off at `start_lsn`, or at the end. Durable when this returns. Raises the errors of `creation`."""
+        self._check_active()
+        ancestor = self.timelines.get(ancestor_id)
+        if not isinstance(ancestor, Timeline):
+            if ancestor is not None:
+                raise AncestorNotActiveError(timeline_id=ancestor_id)
+            raise UnknownAncestorError(timeline_id=ancestor_id)
+        if ancestor.publisher.index.archived_at is not None:
+            raise BranchRefusedError("ancestor timeline is archived")
+        if ancestor.state.status is not TimelineStatus.ACTIVE:
+            raise AncestorNotActiveError(timeline_id=ancestor_id)
+        if start_lsn is not None:
+            start_lsn = start_lsn.aligned()
+            check_branch_point(start_lsn, ancestor=ancestor.publisher.index, ancestor_id=ancestor_id)
+            try:
+                await ancestor.wait_for_lsn(start_lsn, self._resources.settings.wait_lsn_timeout.seconds)
+            except (LsnTimeoutError, StoppedError) as error:
+                raise BranchRefusedError(f"invalid start lsn {start_lsn}: {error}") from error
+        async with self._gc_and_branches:
+            lsn = ancestor.last_record_lsn if start_lsn is None else start_lsn
+            existing = self._begin_creation(new_id, BranchKey(ancestor_id, lsn))
+            if existing is not None:
+                return existing
+            try:
+                check_branch_point(lsn, ancestor=ancestor.publisher.index, ancestor_id=ancestor_id)
+                return await self._create_branch_at(new_id, ancestor, lsn)
+            finally:
+                self._creating.discard(new_id)
+
+    async def create_from_primary(self, new_id: TimelineId, options: Mapping[str, Any]) -> TimelineInfo:
+        """Start following a primary. When this returns the document is durable and the import runs; poll the
+        timeline.
+        """
+        self._check_active()
+        self._begin_creation(new_id, NeverEqual())
+        try:
+            slot = self._slot(new_id, None, None)
+            body = await self._resources.way_in.prepare_primary(slot, options)
+            await slot.save_document(body)
+            self._add_importing(new_id, slot)
+            return self.detail(new_id)
+        finally:
+            self._creating.discard(new_id)
+
+    async def import_base_backup(
+        self,
+        new_id: TimelineId,
+        body: AsyncIterator[bytes],
+        *,
+        base_lsn: Lsn,
+        end_lsn: Lsn,
+        pg_version: int,
+        flavour: Flavour,
+    ) -> None:
+        """Make a root timeline from a base backup's tar. Whatever fails, nothing of it stays (tenants.md 9.6)."""
+        self._check_active()
+        self._begin_creation(new_id, NeverEqual())
+        slot = self._slot(new_id, None, None)
+        self.timelines[new_id] = Placeholder(new_id, LOADING, pg_version, flavour, slot)
+        try:
+            await self._resources.way_in.import_base_backup(
+                slot, body, base_lsn=base_lsn, end_lsn=end_lsn, pg_version=pg_version, flavour=flavour
+            )
+            entry = self.timelines[new_id]
+            if not isinstance(entry, Timeline) or entry.state.status is not TimelineStatus.ACTIVE:
+                raise InternalError(f"import of {new_id} ended without a timeline")
+            self._start_source(entry)
+        except BaseException:
+            await self._abandon(new_id)
+            raise
+        finally:
+            self._creating.discard(new_id)
+
+    async def import_wal(
+        self, timeline_id: TimelineId, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn
+    ) -> None:
+        """Ingest WAL segments that come as a tar, then flush."""
+        timeline = self.get_timeline(timeline_id)
+        if timeline_id in self._sources:
+            raise ConflictError(f"timeline {timeline_id} follows a primary; wal cannot be imported from files as well")
+        await self._resources.way_in.import_wal(timeline, body, start_lsn=start_lsn, end_lsn=end_lsn)
+
+    # Deleting
+
+    async def delete_timeline(self, timeline_id: TimelineId) -> None:
+        """Delete a timeline: durably marked when this returns, gone some time later (tenants.md 12, remote-storage.md
+        14).
+        """
+        entry = self.timelines.get(timeline_id)
+        if entry is None:
+            raise NotFoundError("timeline not found", timeline_id=timeline_id)
+        if timeline_id in self._deleting or timeline_id in self._creating:
+            raise ConflictError("Timeline deletion is already in progress", timeline_id=timeline_id)
+        children = [child.timeline_id for child in self.open_timelines() if child.ancestor is entry]
+        if children:
+            shown = ", ".join(str(child) for child in children)
+            raise PreconditionFailedError(
+                f"Cannot delete timeline which has child timelines: [{shown}]", children=children
+            )
+        self._deleting.add(timeline_id)
+        try:
+            await self._stop_source(timeline_id)
+            if isinstance(entry, Timeline):
+                await self._stop_timeline(entry, flush=False)
+                await entry.close()
+            await mark_deleted(self._resources.storage, self.shard, timeline_id, self.generation)
+        except BaseException:
+            self._deleting.discard(timeline_id)
+            raise
+        self._tasks.spawn(
+            self._finish_deletion(timeline_id),
+            name=f"delete {timeline_id}",
+            on_failure=lambda error: self._deletion_failed(timeline_id, error),
+        )
+
+    # Private: attach
+
+    async def _attach(self, warmup: asyncio.Semaphore | None) -> None:
+        if warmup is None:
+            await self._load()
+        else:
+            async with warmup:
+                await self._load()
+        self._become(TenantState(TenantStatus.ACTIVATING))
+        for timeline in self.open_timelines():
+            self._run(timeline)
+            self._activate(timeline)
+        self._become(TenantState(TenantStatus.ACTIVE))
+        for timeline in self.open_timelines():
+            self._start_source(timeline)
+
+    async def _load(self) -> None:
+        outcome = await load_timelines(self._resources, self._opener, self.shard, self.generation)
+        self.timelines.update({timeline.timeline_id: timeline for timeline in outcome.loaded})
+        for timeline_id, reason in outcome.broken.items():
+            self._log.error("timeline cannot be loaded", timeline=str(timeline_id), reason=reason)
+            self.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.BROKEN, reason))
+        for timeline_id, document in outcome.importing.items():
+            self._log.info("an unfinished import starts again", timeline=str(timeline_id))
+            self._add_importing(timeline_id, self._slot(timeline_id, document, None))
+        for timeline_id in outcome.deleted:
+            self._deleting.add(timeline_id)
+            self.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.STOPPING))
+            self._tasks.spawn(
+                self._finish_deletion(timeline_id),
+                name=f"delete {timeline_id}",
+                on_failure=lambda error, timeline_id=timeline_id: self._deletion_failed(timeline_id, error),  # type: ignore[misc]
+            )
+
+    def _attach_failed(self, error: Exception) -> None:
+        self._log.error("attach failed", error=str(error), exc_info=error)
+        self._become(TenantState(TenantStatus.BROKEN, str(error)))
+
+    def _become(self, state: TenantState) -> None:
+        if self.state.status is TenantStatus.STOPPING:
+            return
+        self._log.info("tenant state", state=state.status.value, reason=state.reason or None)
+        self.state = state
+        self._state_changed.set()
+        self._state_changed = asyncio.Event()
+
+    # Private: timelines and their tasks
+
+    def _run(self, timeline: Timeline) -> None:
+        self._run_tasks[timeline.timeline_id] = self._tasks.spawn(
+            timeline.run(),
+            name=f"timeline {timeline.timeline_id}",
+            on_failure=lambda error: self._break(timeline, error),
+        )
+
+    def _activate(self, timeline: Timeline) -> None:
+        timeline.activate()
+        self._resources.pages.attach(timeline)
+
+    def _break(self, timeline: Timeline, error: Exception) -> None:
+        self._log.critical("timeline broken", timeline=str(timeline.timeline_id), error=str(error), exc_info=error)
+        timeline.break_because(str(error))
+        self._resources.pages.detach(timeline)
+        task = self._source_tasks.get(timeline.timeline_id)
+        if task is not None:
+            task.cancel()
+
+    def _start_source(self, timeline: Timeline) -> None:
+        slot = self._slot(timeline.timeline_id, timeline.document, timeline)
+        self._run_source(slot)
+
+    def _run_source(self, slot: SourceSlot) -> None:
+        source = self._resources.way_in.open_source(slot)
+        if source is None:
+            return
+        timeline_id = slot.timeline_id
+        self._sources[timeline_id] = source
+        self._source_errors.pop(timeline_id, None)
+        if slot.timeline is not None:
+            slot.timeline.source_status = lambda: self._source_status(timeline_id)
+        self._source_tasks[timeline_id] = self._tasks.spawn(
+            source.run(), name=f"source {timeline_id}", on_failure=lambda error: self._source_failed(slot, error)
+        )
+
+    def _source_failed(self, slot: SourceSlot, error: Exception) -> None:
+        expected = isinstance(error, PageServerError)
+        self._log.error(
+            "wal source stopped", timeline=str(slot.timeline_id), error=str(error), exc_info=None if expected else error
+        )
+        self._source_errors[slot.timeline_id] = str(error)
+
+    def _source_status(self, timeline_id: TimelineId) -> SourceStatus:
+        source = self._sources.get(timeline_id)
+        status = SourceStatus() if source is None else source.status()
+        error = self._source_errors.get(timeline_id)
+        return status if error is None else replace(status, text=f"stopped: {error}", error=error)
+
+    def _add_importing(self, timeline_id: TimelineId, slot: SourceSlot) -> None:
+        body = {} if slot.document is None else slot.document.body
+        pg_version = body.get("pg_version")
+        self.timelines[timeline_id] = Placeholder(
+            timeline_id,
+            LOADING,
+            pg_version if isinstance(pg_version, int) else 0,
+            SourceDocument(body).traits.flavour,
+            slot,
+        )
+        self._run_source(slot)
+
+    def _slot(self, timeline_id: TimelineId, document: SourceDocument | None, timeline: Timeline | None) -> SourceSlot:
+        async def save(changed: SourceDocument) -> None:
+            await write_source_document(self._resources.storage, self.shard, timeline_id, self.generation, changed)
+
+        async def begin(root: RootParameters) -> Timeline:
+            return await self._begin_root(timeline_id, slot, root)
+
+        slot = SourceSlot(
+            shard=self.shard,
+            identity=self.location.shard,
+            timeline_id=timeline_id,
+            generation=self.generation,
+            document=document,
+            timeline=timeline,
+            actions=SlotActions(save=save, begin=begin, finish=self._activate),
+        )
+        return slot
+
+    async def _begin_root(self, timeline_id: TimelineId, slot: SourceSlot, root: RootParameters) -> Timeline:
+        await self._discard_open(timeline_id)
+        index = index_of_root(pg_version=root.pg_version, start_lsn=root.start_lsn, readable_from=root.readable_from)
+        body = {} if slot.document is None else dict(slot.document.body)
+        body.update(
+            flavour=root.traits.flavour,
+            data_checksums=root.traits.data_checksums,
+            hint_bits_logged=root.traits.hint_bits_logged,
+        )
+        timeline = await self._opener.create(timeline_id, index, SourceDocument(body), None)
+        timeline.source_status = lambda: self._source_status(timeline_id)
+        self.timelines[timeline_id] = timeline
+        self._run(timeline)
+        return timeline
+
+    async def _create_branch_at(self, new_id: TimelineId, ancestor: Timeline, lsn: Lsn) -> TimelineInfo:
+        index = index_of_branch(
+            ancestor.publisher.index,
+            ancestor_id=ancestor.timeline_id,
+            start_lsn=lsn,
+            ancestor_last=ancestor.last_record_lsn,
+            ancestor_prev=Lsn(ancestor.store.prev_record_lsn),
+        )
+        document = None
+        if ancestor.document is not None:
+            body = self._resources.way_in.document_of_branch(ancestor.document, branch_lsn=lsn)
+            document = SourceDocument(body)
+            await write_source_document(self._resources.storage, self.shard, new_id, self.generation, document)
+        timeline = await self._opener.create(new_id, index, document, ancestor)
+        try:
+            await timeline.publisher.publish()
+        except BaseException:
+            await timeline.close()
+            await self._opener.drop_directory(new_id)
+            raise
+        self.timelines[new_id] = timeline
+        self._run(timeline)
+        self._activate(timeline)
+        self._start_source(timeline)
+        return timeline.detail()
+
+    def _begin_creation(self, timeline_id: TimelineId, key: IdempotencyKey) -> TimelineInfo | None:
+        """Reserve an id, or return the timeline if this is a repeat. Raises DifferentParametersError,
+        CreationInProgressError.
+        """
+        if timeline_id in self._creating:
+            raise CreationInProgressError(timeline_id=timeline_id)
+        entry = self.timelines.get(timeline_id)
+        if entry is not None:
+            if isinstance(entry, Timeline) and is_repeat(entry.publisher.index, key):
+                return entry.detail()
+            raise DifferentParametersError(timeline_id=timeline_id)
+        self._creating.add(timeline_id)
+        return None
+
+    async def _stop_source(self, timeline_id: TimelineId) -> None:
+        task = self._source_tasks.pop(timeline_id, None)
+        if task is not None:
+            await end_tasks(task)
+        self._sources.pop(timeline_id, None)
+
+    async def _stop_timeline(self, timeline: Timeline, *, flush: bool) -> None:
+        if flush and timeline.state.status is TimelineStatus.ACTIVE:
+            try:
+                await timeline.freeze_and_flush()
+            except (PageServerError, OSError) as error:
+                self._log.warning("flush at shutdown failed", timeline=str(timeline.timeline_id), error=str(error))
+        self._resources.pages.detach(timeline)
+        await timeline.stop()
+        task = self._run_tasks.pop(timeline.timeline_id, None)
+        if task is not None:
+            await end_tasks(task)
+
+    async def _discard_open(self, timeline_id: TimelineId) -> None:
+        entry = self.timelines.get(timeline_id)
+        if isinstance(entry, Timeline):
+            await self._stop_timeline(entry, flush=False)
+            await entry.close()
+
+    async def _abandon(self, timeline_id: TimelineId) -> None:
+        """Undo a creation that failed: no object and no file of it stays."""
+        await self._discard_open(timeline_id)
+        self.timelines.pop(timeline_id, None)
+        await delete_timeline_objects(self._resources.storage, self.shard, timeline_id)
+        await delete_source_documents(self._resources.storage, self.shard, timeline_id)
+        await self._opener.drop_directory(timeline_id)
+
+    async def _finish_deletion(self, timeline_id: TimelineId) -> None:
+        await self._opener.drop_directory(timeline_id)
+        await delete_source_documents(self._resources.storage, self.shard, timeline_id)
+        await delete_timeline_objects(self._resources.storage, self.shard, timeline_id)
+        self.timelines.pop(timeline_id, None)
+        self._deleting.discard(timeline_id)
+        self._log.info("timeline deleted", timeline=str(timeline_id))
+
+    def _deletion_failed(self, timeline_id: TimelineId, error: Exception) -> None:
+        self._log.error("timeline deletion failed", timeline=str(timeline_id), error=str(error))
+        self._deleting.discard(timeline_id)
+        self.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.BROKEN, str(error)))
+
+    def _check_active(self) -> None:
+        if self.state.status is not TenantStatus.ACTIVE:
+            raise TenantStoppingError
+
+    def _entry(self, timeline_id: TimelineId) -> Timeline | Placeholder:
+        entry = self.timelines.get(timeline_id)
+        if entry is None:
+            raise TimelineNotFoundError(shard=self.shard, timeline_id=timeline_id)
+        return entry
+
+    def _describe(self, entry: Timeline | Placeholder) -> TimelineInfo:
+        if isinstance(entry, Timeline):
+            return entry.detail()
+        return TimelineInfo.without_engine(
+            self.shard,
+            entry.timeline_id,
+            state=entry.state,
+            source=self._source_status(entry.timeline_id),
+            pg_version=entry.pg_version,
+            flavour=entry.flavour,
+        )

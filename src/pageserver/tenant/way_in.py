@@ -1,0 +1,77 @@
+"""How WAL gets into timelines, as this room sees it. The room `wal` above implements it; `server.py` hands it down.
+
+A timeline that has a source document gets one `WalSource`, which the tenant runs in a task of its own from attach to
+detach. The source imports first if the document says so, then streams. What it raises stops that source only: the
+timeline stays readable and shows the error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
+
+from pageserver.lsn import Lsn
+from pageserver.remote.source_document import Flavour, SourceDocument
+from pageserver.tenant.source_slot import SourceSlot
+from pageserver.timeline import SourceStatus, Timeline
+
+
+class WalSource(Protocol):
+    """Feeds one timeline."""
+
+    async def run(self) -> None:
+        """Import if needed, then stream until cancelled; reconnect by itself. Raises PageServerError when going on is
+        pointless.
+
+        Cancellation: comes at shutdown and detach; everything not flushed yet will be asked for again.
+        """
+        ...
+
+    def status(self) -> SourceStatus:
+        """Return what the API shows."""
+        ...
+
+
+class WayIn(Protocol):
+    """Makes sources, and takes histories that come as files."""
+
+    async def prepare_primary(self, slot: SourceSlot, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Check a primary (the creation request's object `primary`: `conninfo` and more) and return the document to
+        store.
+
+        The document holds `state: "importing"`, the traits (`flavour`, `data_checksums`, `hint_bits_logged`),
+        `pg_version`, and no password. Raises RequestError with the setting's name if this primary cannot be followed,
+        UnavailableError if it does not answer.
+        """
+        ...
+
+    def open_source(self, slot: SourceSlot) -> WalSource | None:
+        """Return the source that the slot's document describes, or None if it describes none (a history from files, a
+        branch).
+        """
+        ...
+
+    def document_of_branch(self, document: SourceDocument, *, branch_lsn: Lsn) -> Mapping[str, Any]:
+        """Return the document of a branch: traits and PostgreSQL timeline history inherited, no connection
+        (standalone.md 3).
+        """
+        ...
+
+    async def import_base_backup(
+        self,
+        slot: SourceSlot,
+        body: AsyncIterator[bytes],
+        *,
+        base_lsn: Lsn,
+        end_lsn: Lsn,
+        pg_version: int,
+        flavour: Flavour,
+    ) -> None:
+        """Make the slot's timeline from a base backup's tar (tenants.md 9.6, 10.2): begin, publish its layers,
+        finish.
+        """
+        ...
+
+    async def import_wal(self, timeline: Timeline, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
+        """Ingest a tar of WAL segments (tenants.md 10.2), freeze and flush. Raises RequestError, CorruptDataError."""
+        ...

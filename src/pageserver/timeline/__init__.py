@@ -1,0 +1,29 @@
+"""One branch of one tenant shard: what has been ingested, what is durable, what may be read.
+
+Values come in through the engine's open layer, layer files and index parts go out to the store behind `remote`; reads
+are answered by the engine. This room decides when to freeze and flush and what the index says; it knows neither tenants
+nor where WAL comes from.
+"""
+
+from pageserver.timeline.engine import Engine, LayerFacts, OpenLayer, RedoPool, StoreParameters, TimelineStore
+from pageserver.timeline.info import ImportProgress, SourceStatus, TimelineInfo
+from pageserver.timeline.publisher import Publisher
+from pageserver.timeline.state import TimelineState, TimelineStatus
+from pageserver.timeline.timeline import Timeline, TimelineIdentity
+
+__all__ = [
+    "Engine",
+    "ImportProgress",
+    "LayerFacts",
+    "OpenLayer",
+    "Publisher",
+    "RedoPool",
+    "SourceStatus",
+    "StoreParameters",
+    "Timeline",
+    "TimelineIdentity",
+    "TimelineInfo",
+    "TimelineState",
+    "TimelineStatus",
+    "TimelineStore",
+]

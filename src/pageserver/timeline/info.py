@@ -1,0 +1,141 @@
+"""What the API tells about a timeline (http-api.md 5.3), and about where its WAL comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pageserver.ids import TenantShardId, TimelineId
+from pageserver.lsn import INVALID_LSN, Lsn
+from pageserver.timeline.state import TimelineState
+
+
+@dataclass(frozen=True, slots=True)
+class ImportProgress:
+    """How far the base copy of a timeline is. `bytes_total` is an estimate of the primary, 0 while unknown."""
+
+    phase: str
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {"phase": self.phase, "bytes_done": self.bytes_done, "bytes_total": self.bytes_total}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """What a WAL source says about itself. `connection` carries no password; `error` is why it stopped for good."""
+
+    text: str = "Not active"
+    connection: str | None = None
+    last_received_lsn: Lsn | None = None
+    last_received_at_micros: int | None = None
+    error: str | None = None
+    importing: ImportProgress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineInfo:
+    """One timeline, all fields of http-api.md 5.3 that this release can know. Ours come last: `flavour`, `wal_source`,
+    `import`.
+    """
+
+    tenant_id: TenantShardId
+    timeline_id: TimelineId
+    ancestor_timeline_id: TimelineId | None
+    ancestor_lsn: Lsn
+    last_record_lsn: Lsn
+    prev_record_lsn: Lsn | None
+    applied_gc_cutoff_lsn: Lsn
+    disk_consistent_lsn: Lsn
+    remote_consistent_lsn: Lsn
+    remote_consistent_lsn_visible: Lsn
+    initdb_lsn: Lsn
+    current_physical_size: int | None
+    pg_version: int
+    state: TimelineState
+    flavour: str
+    source: SourceStatus
+    is_archived: bool = False
+    rel_size_migration: str = "legacy"
+    rel_size_migrated_at: Lsn | None = None
+    is_invisible: bool = False
+
+    @classmethod
+    def without_engine(
+        cls,
+        shard: TenantShardId,
+        timeline_id: TimelineId,
+        *,
+        state: TimelineState,
+        source: SourceStatus,
+        pg_version: int,
+        flavour: str,
+    ) -> TimelineInfo:
+        """Describe a timeline that is not open: still importing, or broken at load."""
+        return cls(
+            tenant_id=shard,
+            timeline_id=timeline_id,
+            ancestor_timeline_id=None,
+            ancestor_lsn=INVALID_LSN,
+            last_record_lsn=INVALID_LSN,
+            prev_record_lsn=None,
+            applied_gc_cutoff_lsn=INVALID_LSN,
+            disk_consistent_lsn=INVALID_LSN,
+            remote_consistent_lsn=INVALID_LSN,
+            remote_consistent_lsn_visible=INVALID_LSN,
+            initdb_lsn=INVALID_LSN,
+            current_physical_size=None,
+            pg_version=pg_version,
+            state=state,
+            flavour=flavour,
+            source=source,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object in the order of http-api.md 5.3.
+
+        The logical size is not computed yet: it is 0 and marked as not accurate, as on a Neon server that has not
+        counted.
+        """
+        body: dict[str, Any] = {
+            "tenant_id": str(self.tenant_id),
+            "timeline_id": str(self.timeline_id),
+            "ancestor_timeline_id": None if self.ancestor_timeline_id is None else str(self.ancestor_timeline_id),
+            "ancestor_lsn": _valid_or_null(self.ancestor_lsn),
+            "last_record_lsn": str(self.last_record_lsn),
+            "prev_record_lsn": _valid_or_null(self.prev_record_lsn),
+            "applied_gc_cutoff_lsn": str(self.applied_gc_cutoff_lsn),
+            "min_readable_lsn": str(self.applied_gc_cutoff_lsn),
+            "disk_consistent_lsn": str(self.disk_consistent_lsn),
+            "remote_consistent_lsn": str(self.remote_consistent_lsn),
+            "remote_consistent_lsn_visible": str(self.remote_consistent_lsn_visible),
+            "initdb_lsn": str(self.initdb_lsn),
+            "current_logical_size": 0,
+            "current_logical_size_is_accurate": False,
+            "directory_entries_counts": [0] * 8,
+            "current_physical_size": self.current_physical_size,
+            "current_logical_size_non_incremental": None,
+            "pitr_history_size": int(self.last_record_lsn),
+            "within_ancestor_pitr": False,
+            "timeline_dir_layer_file_size_sum": None,
+            "wal_source_connstr": self.source.connection,
+            "last_received_msg_lsn": _valid_or_null(self.source.last_received_lsn),
+            "last_received_msg_ts": self.source.last_received_at_micros,
+            "pg_version": self.pg_version,
+            "state": self.state.to_json(),
+            "walreceiver_status": self.source.text,
+            "is_archived": self.is_archived,
+            "rel_size_migration": self.rel_size_migration,
+            "rel_size_migrated_at": _valid_or_null(self.rel_size_migrated_at),
+            "is_invisible": self.is_invisible,
+            "flavour": self.flavour,
+            "wal_source_error": self.source.error,
+        }
+        if self.source.importing is not None:
+            body["import"] = self.source.importing.to_json()
+        return body
+
+
+def _valid_or_null(lsn: Lsn | None) -> str | None:
+    return str(lsn) if lsn else None

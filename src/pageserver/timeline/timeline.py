@@ -1,0 +1,308 @@
+"""The hub of this room: one open timeline, its flush loop, and what is known to be durable.
+
+    open layer ──freeze──▶ frozen layers ──flush loop──▶ L0 files ──publisher──▶ index part ──▶ disk_consistent_lsn may
+    be acknowledged
+
+Invariants: layers are flushed oldest first and by one task; a waiter hears of success only after the index that names
+the layer was put; a failed flush leaves the layer frozen and readable, and is tried again at the next request.
+`last_record_lsn ≥ disk_consistent_lsn ≥ projected ≥ visible` (tenants.md 20).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pageserver.clock import Clock
+from pageserver.config import TenantSettings
+from pageserver.errors import LsnTimeoutError, PageServerError, StoppedError
+from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
+from pageserver.keyspace.snapshot import Snapshot
+from pageserver.lsn import Lsn
+from pageserver.remote.source_document import SourceDocument
+from pageserver.timeline.engine import LayerFacts, TimelineStore
+from pageserver.timeline.info import SourceStatus, TimelineInfo
+from pageserver.timeline.publisher import Publisher
+from pageserver.timeline.rolling import OpenLayerFacts, RollLimits, plan_roll
+from pageserver.timeline.state import ACTIVE, LOADING, STOPPING, TimelineState, TimelineStatus
+
+FROZEN_LAYERS_MAX = 2
+"""Ingest waits for the flush loop while this many layers are frozen: the bound of memory that flushing may lag
+behind.
+"""
+_WAIT_STEP_SECONDS = 0.01
+_ROLL_CHECK_SECONDS_MAX = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineIdentity:
+    """What never changes about a timeline."""
+
+    tenant_shard_id: TenantShardId
+    shard_identity: ShardIdentity
+    timeline_id: TimelineId
+    generation: Generation
+    pg_version: int
+    initdb_lsn: Lsn
+    ancestor_lsn: Lsn
+    directory: Path
+
+
+class Timeline:
+    """One timeline that is open in the engine. Made by a tenant; `run` must be running while it is used."""
+
+    def __init__(
+        self,
+        identity: TimelineIdentity,
+        *,
+        store: TimelineStore,
+        publisher: Publisher,
+        document: SourceDocument | None,
+        ancestor: Timeline | None,
+        settings: Callable[[], TenantSettings],
+        clock: Clock,
+        log: Any,
+    ) -> None:
+        self.identity = identity
+        self.tenant_shard_id = identity.tenant_shard_id
+        self.timeline_id = identity.timeline_id
+        self.pg_version = identity.pg_version
+        self.generation = identity.generation
+        self.initdb_lsn = identity.initdb_lsn
+        self.ancestor = ancestor
+        self.ancestor_lsn = identity.ancestor_lsn
+        self.directory = identity.directory
+        self.store = store
+        self.publisher = publisher
+        self.document = document
+        self.flavour = (document or SourceDocument()).traits.flavour
+        self.state: TimelineState = LOADING
+        self.source_status: Callable[[], SourceStatus] = SourceStatus
+        self._settings = settings
+        self._clock = clock
+        self._log = log
+        self._flush_wanted = asyncio.Event()
+        self._flush_waiters: list[asyncio.Future[None]] = []
+        self._unpublished: list[LayerFacts] = []
+        self._flushed_one = asyncio.Event()
+
+    @property
+    def last_record_lsn(self) -> Lsn:
+        return Lsn(self.store.last_record_lsn)
+
+    @property
+    def disk_consistent_lsn(self) -> Lsn:
+        """Up to here everything is in layer files."""
+        return Lsn(self.store.disk_consistent_lsn)
+
+    @property
+    def durable_lsn(self) -> Lsn:
+        """Up to here the WAL source may throw WAL away: named by an index of a generation that was still the newest."""
+        return self.publisher.visible_lsn
+
+    @property
+    def gc_cutoff_lsn(self) -> Lsn:
+        """Reads below this are refused."""
+        return self.publisher.index.metadata.latest_gc_cutoff_lsn
+
+    def snapshot(self, lsn: Lsn) -> Snapshot:
+        """Return what existed at `lsn`, for everything that asks for more than one page."""
+        return Snapshot(self.store, lsn, self.pg_version)
+
+    def become(self, state: TimelineState) -> None:
+        """Change the state, as far as tenants.md 7.1 allows; a transition that it does not allow is ignored."""
+        if state != self.state and self.state.may_become(state.status):
+            self._log.info("timeline state", state=state.status.value, reason=state.reason or None)
+            self.state = state
+
+    def activate(self) -> None:
+        self.become(ACTIVE)
+
+    def break_because(self, reason: str) -> None:
+        """Stop acknowledging and writing: some belief about this timeline was wrong. Reads of what is there are refused
+        too.
+        """
+        self.become(TimelineState(TimelineStatus.BROKEN, reason))
+
+    async def wait_for_lsn(self, lsn: Lsn, timeout_seconds: float) -> None:
+        """Wait until everything up to `lsn` was ingested. Raises LsnTimeoutError, StoppedError. Cancellation: safe.
+
+        The page service has its own waiters in the engine; these few (branching, API, tools) look at the clock.
+        """
+        deadline = self._clock.monotonic_seconds() + timeout_seconds
+        while self.last_record_lsn < lsn:
+            if self.state.status in (TimelineStatus.STOPPING, TimelineStatus.BROKEN):
+                raise StoppedError(f"timeline {self.timeline_id} is stopping", timeline_id=self.timeline_id)
+            if self._clock.monotonic_seconds() >= deadline:
+                raise LsnTimeoutError(lsn=lsn, last_record_lsn=self.last_record_lsn, timeout_seconds=timeout_seconds)
+            await self._clock.sleep(_WAIT_STEP_SECONDS)
+
+    async def run(self) -> None:
+        """Flush what is frozen and roll what is due, until cancelled. The tenant owns the task."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._flush_loop(), name=f"flush {self.timeline_id}")
+            group.create_task(self._roll_loop(), name=f"roll {self.timeline_id}")
+
+    async def roll(self) -> None:
+        """Freeze the open layer and let it be flushed in the background; wait only if flushing lags too far behind.
+
+        For the one who ingests, between two batches.
+        """
+        await asyncio.to_thread(self.store.freeze)
+        self._flush_wanted.set()
+        while self.store.frozen_layers() >= FROZEN_LAYERS_MAX:
+            self._flushed_one.clear()
+            self._flush_wanted.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._flushed_one.wait()
+            self._check_running()
+
+    async def freeze_and_flush(self) -> None:
+        """Make everything that was ingested so far durable. Raises what the flush raised; then nothing is lost, only
+        not durable.
+
+        Cancellation: the flush itself goes on in the timeline's own task.
+        """
+        self._check_running()
+        await asyncio.to_thread(self.store.freeze)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._flush_waiters.append(waiter)
+        self._flush_wanted.set()
+        await waiter
+
+    async def publish_layers(
+        self, new: Sequence[LayerFacts], removed: Iterable[str] = (), *, disk_consistent_lsn: Lsn | None = None
+    ) -> None:
+        """Name layers that were written outside of the flush (an import) in the index, and forget `removed`.
+
+        `disk_consistent_lsn` is given by an import whose layers hold everything up to it.
+        """
+        for layer in new:
+            self.publisher.add_layer(layer.name, layer.file_size)
+        if disk_consistent_lsn is not None:
+            metadata = self.publisher.index.metadata
+            self.publisher.change_metadata(replace(metadata, disk_consistent_lsn=disk_consistent_lsn))
+        await self.publisher.publish(removed)
+
+    async def advance_gc_cutoff(self, lsn: Lsn) -> None:
+        """Refuse reads below `lsn` from now on, durably. The cutoff never goes back."""
+        if lsn <= self.gc_cutoff_lsn:
+            return
+        self.publisher.change_metadata(replace(self.publisher.index.metadata, latest_gc_cutoff_lsn=lsn))
+        self.store.set_gc_cutoff(lsn)
+        await self.publisher.publish()
+
+    async def stop(self) -> None:
+        """Refuse new work, wake who waits. The tasks are ended by their owner, the engine by `close`."""
+        self.become(STOPPING)
+        self._flushed_one.set()
+        for waiter in self._flush_waiters:
+            if not waiter.done():
+                waiter.set_exception(StoppedError(f"timeline {self.timeline_id} is stopping"))
+        self._flush_waiters.clear()
+
+    async def close(self) -> None:
+        """Let go of the engine's half; the last step of a shutdown."""
+        await asyncio.to_thread(self.store.shutdown)
+
+    def detail(self) -> TimelineInfo:
+        """Describe the timeline as it is now (http-api.md 5.3)."""
+        index = self.publisher.index
+        return TimelineInfo(
+            tenant_id=self.tenant_shard_id,
+            timeline_id=self.timeline_id,
+            ancestor_timeline_id=index.metadata.ancestor_timeline,
+            ancestor_lsn=self.ancestor_lsn,
+            last_record_lsn=self.last_record_lsn,
+            prev_record_lsn=Lsn(self.store.prev_record_lsn),
+            applied_gc_cutoff_lsn=self.gc_cutoff_lsn,
+            disk_consistent_lsn=self.disk_consistent_lsn,
+            remote_consistent_lsn=self.publisher.projected_lsn,
+            remote_consistent_lsn_visible=self.publisher.visible_lsn,
+            initdb_lsn=self.initdb_lsn,
+            current_physical_size=sum(entry.file_size for entry in index.layers.values()),
+            pg_version=self.pg_version,
+            state=self.state,
+            flavour=self.flavour,
+            source=self.source_status(),
+            is_archived=index.archived_at is not None,
+            rel_size_migration=index.rel_size_migration or "legacy",
+            rel_size_migrated_at=index.rel_size_migrated_at,
+            is_invisible=index.marked_invisible_at is not None,
+        )
+
+    def _check_running(self) -> None:
+        if self.state.status in (TimelineStatus.STOPPING, TimelineStatus.BROKEN):
+            raise StoppedError(f"timeline {self.timeline_id} is {self.state.status.value.lower()}")
+
+    async def _flush_loop(self) -> None:
+        while True:
+            await self._flush_wanted.wait()
+            self._flush_wanted.clear()
+            waiters, self._flush_waiters = self._flush_waiters, []
+            try:
+                await self._flush_frozen()
+            except (PageServerError, OSError) as error:
+                # The layer stays frozen. A full disk or a store that is away mends itself; the next request tries
+                # again.
+                self._log.error("flush failed", error=str(error))
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_exception(error)
+                continue
+            finally:
+                self._flushed_one.set()
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    async def _flush_frozen(self) -> None:
+        while (layer := await asyncio.to_thread(self.store.flush_oldest, self.generation.number)) is not None:
+            self._unpublished.append(layer)
+            self._flushed_one.set()
+            await self._publish_flushed()
+        if self._unpublished or self.publisher.projected_lsn < self.publisher.index.disk_consistent_lsn:
+            await self._publish_flushed()
+
+    async def _publish_flushed(self) -> None:
+        """Put the index that names what was flushed. A layer stays in the list until it is durably named."""
+        layers = list(self._unpublished)
+        for layer in layers:
+            self.publisher.add_layer(layer.name, layer.file_size)
+        flushed, prev = self.disk_consistent_lsn, Lsn(self.store.prev_record_lsn)
+        # Ingest goes on meanwhile: `prev` belongs to `flushed` only if nothing came after it until it was read.
+        covers_everything = self.last_record_lsn == flushed
+        metadata = replace(
+            self.publisher.index.metadata,
+            disk_consistent_lsn=flushed,
+            prev_record_lsn=prev if prev and covers_everything else None,
+        )
+        self.publisher.change_metadata(metadata)
+        await self.publisher.publish()
+        del self._unpublished[: len(layers)]
+        for layer in layers:
+            self._log.info("flushed", layer=layer.name, bytes=layer.file_size, disk_consistent_lsn=str(flushed))
+
+    async def _roll_loop(self) -> None:
+        """Freeze an open layer that got old or far, also when no WAL arrives; retry a flush that failed."""
+        while True:
+            settings = self._settings()
+            timeout = settings.checkpoint_timeout.seconds
+            await self._clock.sleep(min(_ROLL_CHECK_SECONDS_MAX, max(timeout / 4, 0.1)))
+            if self.store.frozen_layers() or self._unpublished:
+                self._flush_wanted.set()
+            layer = self.store.open_layer()
+            if layer is None or self.state.status is not TimelineStatus.ACTIVE:
+                continue
+            facts = OpenLayerFacts(layer.size_bytes, Lsn(layer.lsn_start), layer.age_seconds)
+            limits = RollLimits(settings.checkpoint_distance, timeout, max(1, self.tenant_shard_id.shard_count))
+            reason = plan_roll(facts, last_record_lsn=self.last_record_lsn, limits=limits)
+            if reason is not None:
+                self._log.info("freezing the open layer", reason=reason, bytes=layer.size_bytes)
+                await asyncio.to_thread(self.store.freeze)
+                self._flush_wanted.set()
