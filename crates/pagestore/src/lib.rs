@@ -1,1 +1,23 @@
 //! The storage engine on one machine: layers, layer map, reads, redo process. Disk only, no sockets, no policy.
+
+pub mod cache;
+pub mod error;
+pub mod inmemory;
+pub mod io;
+pub mod layer_file;
+pub mod layer_map;
+pub mod layer_writer;
+pub mod page_cache;
+pub mod redo;
+pub mod rel_size;
+pub mod timeline;
+
+#[cfg(test)]
+mod testing;
+
+pub use error::{ReadError, StoreError};
+pub use inmemory::{Entry, InMemoryLayer, WriteBatch};
+pub use layer_file::Caches;
+pub use layer_writer::WrittenLayer;
+pub use redo::{RedoProcess, RedoProcessError};
+pub use timeline::{OpenLayerInfo, TimelineConfig, TimelineStore, Writer};

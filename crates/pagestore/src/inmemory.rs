@@ -1,0 +1,577 @@
+//! The newest values: an open layer, later frozen, not yet a file (spec layer-files.md 12).
+//!
+//! Values lie in an *ephemeral file*, one after the other; its last part, the tail, is still in memory. The index is in
+//! memory only: per key a chain of entries, newest first, in one arena of 20 bytes an entry. A read walks the chain
+//! from the newest entry down, which is the order in which it wants the values.
+//!
+//! One writer at a time appends (the timeline's writer lock sees to it); any number of readers run beside it.
+//!
+//! ```text
+//! position   0 ........ flushed ........ flushed + sealed ........ end
+//!            in the file         being written             tail
+//! ```
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, RwLock};
+use std::time::Instant;
+
+use bytes::Bytes;
+use pagecore::{Key, Lsn};
+
+use crate::cache::{read, write, QuickHash};
+use crate::error::StoreError;
+
+/// A position has 35 bits.
+const POSITION_MAX: u64 = (1 << 35) - 1;
+/// A length has 28 bits.
+const LENGTH_MAX: u64 = (1 << 28) - 1;
+/// The tail is written to the file when it has grown to this; smaller layers never have a file.
+const TAIL_BYTES: usize = 1 << 20;
+const CHUNK_ENTRIES: usize = 1 << 15;
+const NONE: u32 = u32::MAX;
+
+/// Values of one commit, encoded one after the other, and where each lies. Several entries may share bytes.
+#[derive(Clone, Debug, Default)]
+pub struct WriteBatch {
+    pub raw: Vec<u8>,
+    pub entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub key: Key,
+    pub lsn: Lsn,
+    /// In `raw`.
+    pub offset: u32,
+    pub len: u32,
+    pub will_init: bool,
+}
+
+impl WriteBatch {
+    /// Adds an encoded value.
+    pub fn push(&mut self, key: Key, lsn: Lsn, encoded: &[u8], will_init: bool) {
+        let offset = self.raw.len() as u32;
+        self.raw.extend_from_slice(encoded);
+        self.entries.push(Entry { key, lsn, offset, len: encoded.len() as u32, will_init });
+    }
+
+    /// Adds an image.
+    pub fn push_image(&mut self, key: Key, lsn: Lsn, image: &[u8]) {
+        let offset = self.raw.len() as u32;
+        pagecore::value::encode_image(&mut self.raw, image);
+        self.entries.push(Entry { key, lsn, offset, len: self.raw.len() as u32 - offset, will_init: true });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Forgets everything but keeps the memory, for the next commit.
+    pub fn clear(&mut self) {
+        self.raw.clear();
+        self.entries.clear();
+    }
+}
+
+/// 20 bytes: LSN, then will_init 1 bit | length 28 bits | position 35 bits, each as two words; the next older entry.
+#[derive(Clone, Copy)]
+struct Slot {
+    lsn: [u32; 2],
+    place: [u32; 2],
+    older: u32,
+}
+
+fn split(v: u64) -> [u32; 2] {
+    [(v >> 32) as u32, v as u32]
+}
+
+fn join(v: [u32; 2]) -> u64 {
+    u64::from(v[0]) << 32 | u64::from(v[1])
+}
+
+impl Slot {
+    fn new(lsn: Lsn, will_init: bool, len: u64, position: u64, older: u32) -> Slot {
+        Slot { lsn: split(lsn.0), place: split(u64::from(will_init) << 63 | len << 35 | position), older }
+    }
+
+    fn lsn(&self) -> Lsn {
+        Lsn(join(self.lsn))
+    }
+
+    fn stored(&self) -> Stored {
+        let place = join(self.place);
+        Stored {
+            lsn: self.lsn(),
+            will_init: place >> 63 == 1,
+            len: (place >> 35 & LENGTH_MAX) as u32,
+            position: place & POSITION_MAX,
+        }
+    }
+}
+
+/// One stored value of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    pub lsn: Lsn,
+    pub will_init: bool,
+    pub len: u32,
+    pub position: u64,
+}
+
+/// A value found by a read: its bytes, or its place in the ephemeral file.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub stored: Stored,
+    /// Set if the value was still in memory.
+    pub bytes: Option<Bytes>,
+}
+
+struct Contents {
+    newest: HashMap<Key, u32, QuickHash>,
+    /// The keys of the sparse keyspace once more, in order, since only these are scanned.
+    sparse: BTreeSet<Key>,
+    slots: Vec<Vec<Slot>>,
+    slot_count: u32,
+    flushed: u64,
+    /// A full tail on its way to the file.
+    sealed: Option<Arc<Vec<u8>>>,
+    tail: Vec<u8>,
+    max_lsn: Lsn,
+    duplicates: u64,
+}
+
+impl Contents {
+    fn slot(&self, i: u32) -> Slot {
+        self.slots[i as usize / CHUNK_ENTRIES][i as usize % CHUNK_ENTRIES]
+    }
+
+    fn end(&self) -> u64 {
+        self.flushed + self.sealed.as_ref().map_or(0, |s| s.len() as u64) + self.tail.len() as u64
+    }
+
+    /// The bytes at a position, if they are still in memory.
+    fn in_memory(&self, position: u64, len: u32) -> Option<&[u8]> {
+        let mut from = usize::try_from(position.checked_sub(self.flushed)?).ok()?;
+        if let Some(sealed) = &self.sealed {
+            if from < sealed.len() {
+                return sealed.get(from..from + len as usize);
+            }
+            from -= sealed.len();
+        }
+        self.tail.get(from..from + len as usize)
+    }
+
+    fn index(&mut self, entry: &Entry, position: u64) -> Result<(), StoreError> {
+        let new = self.slot_count;
+        let older = match self.newest.entry(entry.key) {
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(new);
+                if entry.key.is_sparse() {
+                    self.sparse.insert(entry.key);
+                }
+                NONE
+            }
+            std::collections::hash_map::Entry::Occupied(mut occupied) => {
+                let older = *occupied.get();
+                let slot = &mut self.slots[older as usize / CHUNK_ENTRIES][older as usize % CHUNK_ENTRIES];
+                match slot.lsn().cmp(&entry.lsn) {
+                    std::cmp::Ordering::Less => {
+                        *occupied.get_mut() = new;
+                        older
+                    }
+                    // Written twice at one LSN: the later value wins.
+                    std::cmp::Ordering::Equal => {
+                        *slot = Slot::new(entry.lsn, entry.will_init, u64::from(entry.len), position, slot.older);
+                        self.duplicates += 1;
+                        return Ok(());
+                    }
+                    std::cmp::Ordering::Greater => {
+                        return Err(StoreError::Invalid(format!(
+                            "key {} is written at {} after {}",
+                            entry.key,
+                            entry.lsn,
+                            slot.lsn()
+                        )))
+                    }
+                }
+            }
+        };
+        if new as usize % CHUNK_ENTRIES == 0 {
+            self.slots.push(Vec::with_capacity(CHUNK_ENTRIES));
+        }
+        if let Some(chunk) = self.slots.last_mut() {
+            chunk.push(Slot::new(entry.lsn, entry.will_init, u64::from(entry.len), position, older));
+        }
+        self.slot_count += 1;
+        Ok(())
+    }
+}
+
+/// An open or frozen layer.
+pub struct InMemoryLayer {
+    start: Lsn,
+    /// Exclusive; set when the layer is frozen.
+    end: OnceLock<Lsn>,
+    path: PathBuf,
+    file: OnceLock<File>,
+    opened_at: Instant,
+    contents: RwLock<Contents>,
+}
+
+impl InMemoryLayer {
+    /// `path` is where the ephemeral file goes if one is needed.
+    pub fn new(start: Lsn, path: PathBuf, opened_at: Instant) -> InMemoryLayer {
+        InMemoryLayer {
+            start,
+            end: OnceLock::new(),
+            path,
+            file: OnceLock::new(),
+            opened_at,
+            contents: RwLock::new(Contents {
+                newest: HashMap::with_hasher(QuickHash),
+                sparse: BTreeSet::new(),
+                slots: Vec::new(),
+                slot_count: 0,
+                flushed: 0,
+                sealed: None,
+                tail: Vec::new(),
+                max_lsn: Lsn(0),
+                duplicates: 0,
+            }),
+        }
+    }
+
+    pub fn start(&self) -> Lsn {
+        self.start
+    }
+
+    /// Exclusive end, `Lsn::MAX` while open.
+    pub fn end(&self) -> Lsn {
+        self.end.get().copied().unwrap_or(Lsn::MAX)
+    }
+
+    pub fn opened_at(&self) -> Instant {
+        self.opened_at
+    }
+
+    /// Bytes of the values.
+    pub fn size(&self) -> u64 {
+        read(&self.contents).end()
+    }
+
+    /// Highest LSN written.
+    pub fn max_lsn(&self) -> Lsn {
+        read(&self.contents).max_lsn
+    }
+
+    /// How often a key was written twice at one LSN.
+    pub fn duplicates(&self) -> u64 {
+        read(&self.contents).duplicates
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the layer immutable. Only the holder of the timeline's writer lock calls this.
+    pub fn freeze(&self, end: Lsn) -> Result<(), StoreError> {
+        self.end.set(end).map_err(|_| StoreError::Invalid("layer is frozen already".into()))
+    }
+
+    /// Checks what `put` will rely on, before anything is changed.
+    fn check(&self, batch: &WriteBatch, end: u64, sealed: bool) -> Result<(), StoreError> {
+        if self.end.get().is_some() {
+            return Err(StoreError::Invalid("write to a frozen layer".into()));
+        }
+        if sealed {
+            return Err(StoreError::Invalid("an earlier write of the ephemeral file failed".into()));
+        }
+        if end + batch.raw.len() as u64 > POSITION_MAX {
+            return Err(StoreError::Invalid(format!("open layer of {end} bytes is full")));
+        }
+        for e in &batch.entries {
+            if !e.lsn.is_aligned() || e.lsn < self.start {
+                return Err(StoreError::Invalid(format!(
+                    "write at lsn {} to an open layer that starts at {}",
+                    e.lsn, self.start
+                )));
+            }
+            if u64::from(e.len) > LENGTH_MAX || e.offset as usize + e.len as usize > batch.raw.len() {
+                return Err(StoreError::Invalid(format!("value of key {} has {} bytes", e.key, e.len)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a batch. Its values are readable at once by those who ask for their LSNs.
+    pub fn put(&self, batch: &WriteBatch) -> Result<(), StoreError> {
+        let mut contents = write(&self.contents);
+        let base = contents.end();
+        self.check(batch, base, contents.sealed.is_some())?;
+        contents.tail.extend_from_slice(&batch.raw);
+        for entry in &batch.entries {
+            contents.max_lsn = contents.max_lsn.max(entry.lsn);
+            contents.index(entry, base + u64::from(entry.offset))?;
+        }
+        if contents.tail.len() < TAIL_BYTES {
+            return Ok(());
+        }
+        // The tail is written without the lock: readers find it in `sealed` meanwhile.
+        let room = contents.tail.capacity();
+        let sealed = Arc::new(std::mem::replace(&mut contents.tail, Vec::with_capacity(room)));
+        contents.sealed = Some(Arc::clone(&sealed));
+        let flushed = contents.flushed;
+        drop(contents);
+        self.open_file()?
+            .write_all_at(&sealed, flushed)
+            .map_err(|e| StoreError::io("write ephemeral file", &self.path, &e))?;
+        let mut contents = write(&self.contents);
+        contents.flushed += sealed.len() as u64;
+        contents.sealed = None;
+        Ok(())
+    }
+
+    fn open_file(&self) -> Result<&File, StoreError> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&self.path)
+            .map_err(|e| StoreError::io("create ephemeral file", &self.path, &e))?;
+        Ok(self.file.get_or_init(|| file))
+    }
+
+    /// Collects values of `key` with LSNs in `floor..below`, newest first, down to one that initialises the page.
+    /// Returns true if there was such a one.
+    pub fn find(&self, key: &Key, lsns: Range<Lsn>, out: &mut Vec<Found>) -> bool {
+        let contents = read(&self.contents);
+        let mut next = contents.newest.get(key).copied().unwrap_or(NONE);
+        while next != NONE {
+            let slot = contents.slot(next);
+            let lsn = slot.lsn();
+            if lsn < lsns.start {
+                return false;
+            }
+            if lsn < lsns.end {
+                let stored = slot.stored();
+                let bytes = contents.in_memory(stored.position, stored.len).map(Bytes::copy_from_slice);
+                out.push(Found { stored, bytes });
+                if stored.will_init {
+                    return true;
+                }
+            }
+            next = slot.older;
+        }
+        false
+    }
+
+    /// The keys of the sparse keyspace in a range, in order.
+    pub fn sparse_keys(&self, range: &Range<Key>) -> Vec<Key> {
+        if range.start >= range.end {
+            return Vec::new();
+        }
+        read(&self.contents).sparse.range(range.clone()).copied().collect()
+    }
+
+    /// Reads bytes that `find` reported as being in the file.
+    pub fn read_file(&self, out: &mut [u8], position: u64) -> Result<(), StoreError> {
+        self.open_file()?
+            .read_exact_at(out, position)
+            .map_err(|e| StoreError::io("read ephemeral file", &self.path, &e))
+    }
+
+    /// Bytes of the ephemeral file that are on disk; the rest is in memory.
+    pub fn file_len(&self) -> u64 {
+        read(&self.contents).flushed
+    }
+
+    /// Copies any bytes, from the file or from memory.
+    pub fn read_at(&self, out: &mut [u8], position: u64) -> Result<(), StoreError> {
+        let contents = read(&self.contents);
+        let (flushed, total) = (contents.flushed, contents.end());
+        let end = position + out.len() as u64;
+        if end > total {
+            return Err(StoreError::Invalid(format!("read to {end} of an open layer of {total} bytes")));
+        }
+        let from_file = flushed.saturating_sub(position).min(out.len() as u64) as usize;
+        let mut at = from_file;
+        while at < out.len() {
+            // The parts in memory are contiguous each; take what one of them has.
+            let mut from = (position + at as u64 - flushed) as usize;
+            let sealed = contents.sealed.as_ref().map_or(&[][..], |s| &s[..]);
+            let part = if from < sealed.len() {
+                &sealed[from..]
+            } else {
+                from -= sealed.len();
+                &contents.tail[from..]
+            };
+            let n = part.len().min(out.len() - at);
+            out[at..at + n].copy_from_slice(&part[..n]);
+            at += n;
+        }
+        drop(contents);
+        if from_file > 0 {
+            self.read_file(&mut out[..from_file], position)?;
+        }
+        Ok(())
+    }
+
+    /// All keys in order, each with its values in ascending LSN order, handed to `visit`.
+    pub fn for_each_sorted<E>(&self, mut visit: impl FnMut(&Key, &[Stored]) -> Result<(), E>) -> Result<(), E> {
+        let contents = read(&self.contents);
+        let mut keys: Vec<(Key, u32)> = contents.newest.iter().map(|(k, i)| (*k, *i)).collect();
+        keys.sort_unstable();
+        let mut chain = Vec::new();
+        for (key, newest) in keys {
+            chain.clear();
+            let mut next = newest;
+            while next != NONE {
+                let slot = contents.slot(next);
+                chain.push(slot.stored());
+                next = slot.older;
+            }
+            chain.reverse();
+            visit(&key, &chain)?;
+        }
+        Ok(())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        read(&self.contents).slot_count == 0
+    }
+}
+
+impl Drop for InMemoryLayer {
+    fn drop(&mut self) {
+        if self.file.get().is_some() {
+            // What cannot be removed now is removed at the next start, like every leftover (2.4).
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(block: u32) -> Key {
+        Key { field1: 0, field2: 1663, field3: 5, field4: 16384, field5: 0, field6: block }
+    }
+
+    fn layer(dir: &Path) -> InMemoryLayer {
+        InMemoryLayer::new(Lsn(0x10), dir.join("ephemeral-1"), Instant::now())
+    }
+
+    fn bytes_of(layer: &InMemoryLayer, found: &Found) -> Vec<u8> {
+        let mut out = vec![0; found.stored.len as usize];
+        layer.read_at(&mut out, found.stored.position).unwrap();
+        if let Some(bytes) = &found.bytes {
+            assert_eq!(out, *bytes);
+        }
+        out
+    }
+
+    #[test]
+    fn values_are_found_newest_first_down_to_an_image() {
+        let dir = crate::testing::TempDir::new();
+        let layer = layer(dir.path());
+        let mut batch = WriteBatch::default();
+        batch.push_image(key(1), Lsn(0x10), b"base");
+        batch.push(key(1), Lsn(0x18), b"one", false);
+        batch.push(key(2), Lsn(0x18), b"other", false);
+        batch.push(key(1), Lsn(0x20), b"two", false);
+        layer.put(&batch).unwrap();
+        let find = |from: u64, to: u64| {
+            let mut out = Vec::new();
+            let done = layer.find(&key(1), Lsn(from)..Lsn(to), &mut out);
+            (out.iter().map(|f| bytes_of(&layer, f)).collect::<Vec<_>>(), done)
+        };
+        let image = pagecore::value::Value::Image(b"base"[..].into()).encode();
+        assert_eq!(find(0, 0x21), (vec![b"two".to_vec(), b"one".to_vec(), image.clone()], true));
+        assert_eq!(find(0, 0x20), (vec![b"one".to_vec(), image], true));
+        assert_eq!(find(0x18, 0x20), (vec![b"one".to_vec()], false));
+        assert_eq!(find(0x21, 0x30), (vec![], false));
+    }
+
+    #[test]
+    fn the_later_of_two_values_at_one_lsn_wins() {
+        let dir = crate::testing::TempDir::new();
+        let layer = layer(dir.path());
+        let mut batch = WriteBatch::default();
+        batch.push(key(1), Lsn(0x10), b"older", false);
+        batch.push(key(1), Lsn(0x18), b"first", false);
+        batch.push(key(1), Lsn(0x18), b"second", false);
+        layer.put(&batch).unwrap();
+        let mut out = Vec::new();
+        layer.find(&key(1), Lsn(0)..Lsn(0x100), &mut out);
+        let all: Vec<_> = out.iter().map(|f| bytes_of(&layer, f)).collect();
+        assert_eq!(all, [b"second".to_vec(), b"older".to_vec()]);
+        assert_eq!(layer.duplicates(), 1);
+        batch.clear();
+        batch.push(key(1), Lsn(0x10), b"late", false);
+        assert!(layer.put(&batch).is_err());
+    }
+
+    #[test]
+    fn bad_writes_are_refused() {
+        let dir = crate::testing::TempDir::new();
+        let layer = layer(dir.path());
+        let put = |lsn: u64, offset: u32, len: u32| {
+            let entry = Entry { key: key(1), lsn: Lsn(lsn), offset, len, will_init: true };
+            layer.put(&WriteBatch { raw: vec![0; 8], entries: vec![entry] })
+        };
+        assert!(put(0x11, 0, 8).is_err(), "unaligned");
+        assert!(put(0x8, 0, 8).is_err(), "below the start");
+        assert!(put(0x10, 4, 8).is_err(), "beyond the batch");
+        assert!(put(0x10, 0, 1 << 28).is_err(), "too long");
+        assert!(layer.is_empty());
+        put(0x10, 0, 8).unwrap();
+        layer.freeze(Lsn(0x18)).unwrap();
+        assert!(put(0x10, 0, 8).is_err(), "frozen");
+        assert_eq!(layer.end(), Lsn(0x18));
+    }
+
+    #[test]
+    fn large_layers_spill_to_a_file_that_goes_with_them() {
+        let dir = crate::testing::TempDir::new();
+        let layer = layer(dir.path());
+        for n in 0..2000u32 {
+            let mut batch = WriteBatch::default();
+            for i in 0..10 {
+                let fill = [(n + i) as u8; 300];
+                batch.push(key(i), Lsn(0x10 + 8 * u64::from(n)), &fill, false);
+            }
+            layer.put(&batch).unwrap();
+        }
+        assert_eq!(layer.size(), 6_000_000);
+        assert!(layer.file_len() >= 5 << 20 && layer.file_len() < layer.size());
+        let mut whole = vec![0; layer.size() as usize];
+        layer.read_at(&mut whole, 0).unwrap();
+        let mut seen = 0;
+        layer
+            .for_each_sorted(|key, chain| {
+                assert_eq!(chain.len(), 2000);
+                for (n, stored) in chain.iter().enumerate() {
+                    assert_eq!(stored.lsn, Lsn(0x10 + 8 * n as u64));
+                    let at = stored.position as usize;
+                    let want = (n as u32 + key.field6) as u8;
+                    assert!(whole[at..at + 300].iter().all(|b| *b == want));
+                }
+                seen += 1;
+                Ok::<(), StoreError>(())
+            })
+            .unwrap();
+        assert_eq!(seen, 10);
+        let path = layer.path().to_path_buf();
+        assert!(path.exists());
+        drop(layer);
+        assert!(!path.exists());
+    }
+}

@@ -1,0 +1,397 @@
+//! A layer file for reading: opened when it is first needed, checked against its name, searched through cached index
+//! blocks (spec layer-files.md 4, 8).
+//!
+//! Finding (index only) and reading (blobs) are two steps, so that the reads of many keys can be joined. Whatever is
+//! wrong with the file is an error that names it.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use pagecore::key::KEY_SIZE;
+use pagecore::layer::blob::{self, Header};
+use pagecore::layer::{
+    delta_key, split_delta_key, Cursor, LayerName, Node, NodeError, NodeSource, Summary, DELTA_KEY_SIZE,
+};
+use pagecore::{Key, Lsn, BLCKSZ};
+
+use crate::cache::Cache;
+use crate::error::StoreError;
+use crate::page_cache::PageCache;
+
+const BLOCK: u64 = BLCKSZ as u64;
+/// Summary, one block of blobs, one of index.
+const FILE_SIZE_MIN: u64 = 3 * BLOCK;
+const OPEN_FILES: usize = 512;
+
+/// Caches of the whole process: index blocks, open files, reconstructed pages.
+pub struct Caches {
+    nodes: Cache<(u64, u32), Arc<Node>>,
+    files: Cache<u64, Arc<File>>,
+    pub pages: PageCache,
+}
+
+impl Caches {
+    pub fn new(block_cache_bytes: usize, page_cache_bytes: usize) -> Caches {
+        Caches {
+            nodes: Cache::new(block_cache_bytes),
+            files: Cache::new(OPEN_FILES),
+            pages: PageCache::new(page_cache_bytes),
+        }
+    }
+
+    pub fn node_stats(&self) -> crate::cache::CacheStats {
+        self.nodes.stats()
+    }
+}
+
+/// The bytes of one blob in a file: from its header to where the next blob, or the index, begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The value's LSN; the layer's own for an image layer.
+    pub lsn: Lsn,
+    pub will_init: bool,
+    pub start: u64,
+    pub end: u64,
+}
+
+struct Opened {
+    index_start: u32,
+    index_root: u32,
+    timeline_id: [u8; 16],
+}
+
+/// One layer file.
+pub struct LayerFile {
+    /// Unique in the process: a rewritten layer has the same name, but another id.
+    id: u64,
+    name: LayerName,
+    path: PathBuf,
+    size: u64,
+    tenant_id: [u8; 16],
+    caches: Arc<Caches>,
+    opened: OnceLock<Opened>,
+    /// Keeps a removed file readable for those who still search it.
+    pinned: OnceLock<Arc<File>>,
+}
+
+/// Index blocks of one file.
+struct Index<'a> {
+    layer: &'a LayerFile,
+    opened: &'a Opened,
+    key_len: usize,
+}
+
+/// What can happen below a cursor; becomes a `StoreError` that names the file.
+struct IndexError(StoreError);
+
+impl From<NodeError> for IndexError {
+    fn from(error: NodeError) -> Self {
+        IndexError(StoreError::corrupt("", error))
+    }
+}
+
+impl NodeSource for Index<'_> {
+    type Error = IndexError;
+
+    fn root(&self) -> u32 {
+        self.opened.index_root
+    }
+
+    fn node(&self, block: u32) -> Result<Arc<Node>, IndexError> {
+        let layer = self.layer;
+        let cache_key = (layer.id, block);
+        if let Some(node) = layer.caches.nodes.get(&cache_key) {
+            return Ok(node);
+        }
+        let at = (u64::from(self.opened.index_start) + u64::from(block)) * BLOCK;
+        if at + BLOCK > layer.size {
+            return Err(IndexError(layer.corrupt(format!("index refers to block {block} beyond the end"))));
+        }
+        let mut bytes = vec![0; BLCKSZ].into_boxed_slice();
+        layer.read_exact(&mut bytes, at).map_err(IndexError)?;
+        let node = Node::decode(bytes, self.key_len)
+            .map_err(|e| IndexError(layer.corrupt(format!("index block {block}: {e}"))))?;
+        let node = Arc::new(node);
+        layer.caches.nodes.insert(cache_key, Arc::clone(&node), BLCKSZ);
+        Ok(node)
+    }
+}
+
+impl LayerFile {
+    /// Names a file that is complete; nothing is read before the first search.
+    pub fn new(name: LayerName, path: PathBuf, size: u64, tenant_id: [u8; 16], caches: Arc<Caches>) -> LayerFile {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        LayerFile { id, name, path, size, tenant_id, caches, opened: OnceLock::new(), pinned: OnceLock::new() }
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub fn name(&self) -> &LayerName {
+        &self.name
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn corrupt(&self, detail: impl ToString) -> StoreError {
+        StoreError::corrupt(&self.path.display().to_string(), detail)
+    }
+
+    fn rename(&self, IndexError(error): IndexError) -> StoreError {
+        match error {
+            StoreError::Corrupt { object, detail } if object.is_empty() => self.corrupt(detail),
+            other => other,
+        }
+    }
+
+    fn file(&self) -> Result<Arc<File>, StoreError> {
+        if let Some(file) = self.pinned.get() {
+            return Ok(Arc::clone(file));
+        }
+        if let Some(file) = self.caches.files.get(&self.id) {
+            return Ok(file);
+        }
+        let file = File::open(&self.path).map_err(|e| StoreError::io("open layer file", &self.path, &e))?;
+        let file = Arc::new(file);
+        self.caches.files.insert(self.id, Arc::clone(&file), 1);
+        Ok(file)
+    }
+
+    /// Reads bytes of the file; an end of file in the middle is corruption.
+    pub fn read_exact(&self, out: &mut [u8], at: u64) -> Result<(), StoreError> {
+        self.file()?.read_exact_at(out, at).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.corrupt(format!("file ends before {} bytes at {at}", out.len())),
+            _ => StoreError::io("read layer file", &self.path, &e),
+        })
+    }
+
+    /// Removes the file. Searches that hold this layer go on reading it.
+    pub fn remove_file(&self) -> Result<(), StoreError> {
+        let file = match self.file() {
+            Ok(file) => file,
+            Err(StoreError::Io { .. }) if !self.path.exists() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        self.pinned.get_or_init(|| file);
+        match std::fs::remove_file(&self.path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(StoreError::io("remove layer file", &self.path, &e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&self) -> Result<&Opened, StoreError> {
+        if let Some(opened) = self.opened.get() {
+            return Ok(opened);
+        }
+        let metadata = self.file()?.metadata().map_err(|e| StoreError::io("stat layer file", &self.path, &e))?;
+        if metadata.len() != self.size {
+            return Err(self.corrupt(format!("file has {} bytes instead of {}", metadata.len(), self.size)));
+        }
+        if self.size < FILE_SIZE_MIN || self.size % BLOCK != 0 {
+            return Err(self.corrupt(format!("{} bytes are not a layer file", self.size)));
+        }
+        let mut block = vec![0; BLCKSZ];
+        self.read_exact(&mut block, 0)?;
+        let summary = Summary::decode(&block).map_err(|e| self.corrupt(e))?;
+        summary.check(&self.tenant_id, &self.name).map_err(|e| self.corrupt(e))?;
+        if summary.index_start < 1 || u64::from(summary.index_start) * BLOCK >= self.size {
+            return Err(self.corrupt(format!("index starts at block {}", summary.index_start)));
+        }
+        Ok(self.opened.get_or_init(|| Opened {
+            index_start: summary.index_start,
+            index_root: summary.index_root,
+            timeline_id: summary.timeline_id,
+        }))
+    }
+
+    /// The timeline that wrote the file, as its summary says.
+    pub fn summary(&self) -> Result<Summary, StoreError> {
+        let opened = self.open()?;
+        Ok(Summary {
+            tenant_id: self.tenant_id,
+            timeline_id: opened.timeline_id,
+            name: self.name.clone(),
+            index_start: opened.index_start,
+            index_root: opened.index_root,
+        })
+    }
+
+    fn index(&self) -> Result<Index<'_>, StoreError> {
+        let key_len = if self.name.is_delta() { DELTA_KEY_SIZE } else { KEY_SIZE };
+        Ok(Index { layer: self, opened: self.open()?, key_len })
+    }
+
+    /// The blob offset of an index value.
+    fn offset(&self, value: u64) -> u64 {
+        if self.name.is_delta() {
+            value >> 1
+        } else {
+            value
+        }
+    }
+
+    fn end_of_blobs(&self, opened: &Opened) -> u64 {
+        u64::from(opened.index_start) * BLOCK
+    }
+
+    fn checked_extent(&self, extent: Extent, limit: u64) -> Result<Extent, StoreError> {
+        if extent.start < BLOCK || extent.end <= extent.start || extent.end > limit {
+            return Err(self.corrupt(format!("index entry refers to bytes {}..{}", extent.start, extent.end)));
+        }
+        Ok(extent)
+    }
+
+    /// Delta: appends the extents of `key` with LSNs in the range to `out`, ascending, from the newest value that
+    /// initialises the page on. Returns true if there was such a one.
+    pub fn find_deltas(&self, key: &Key, lsns: &Range<Lsn>, out: &mut Vec<Extent>) -> Result<bool, StoreError> {
+        let index = self.index()?;
+        let limit = self.end_of_blobs(index.opened);
+        let key_bytes = key.to_bytes();
+        let first = out.len();
+        let mut complete = false;
+        let mut open = None::<Extent>;
+        let mut cursor = Cursor::seek(&index, &delta_key(key, lsns.start)).map_err(|e| self.rename(e))?;
+        let mut entry_key = [0; DELTA_KEY_SIZE];
+        loop {
+            let next = cursor.read(&mut entry_key);
+            if let Some(extent) = open.take() {
+                let end = next.map_or(limit, |value| self.offset(value));
+                out.push(self.checked_extent(Extent { end, ..extent }, limit)?);
+            }
+            let Some(value) = next else { break };
+            if entry_key[..KEY_SIZE] != key_bytes {
+                break;
+            }
+            let Some((_, lsn)) = split_delta_key(&entry_key) else { break };
+            if lsn >= lsns.end {
+                break;
+            }
+            let will_init = value & 1 == 1;
+            if will_init {
+                out.truncate(first);
+                complete = true;
+            }
+            open = Some(Extent { lsn, will_init, start: self.offset(value), end: 0 });
+            cursor.advance().map_err(|e| self.rename(e))?;
+        }
+        Ok(complete)
+    }
+
+    /// Image: the extent of `key`.
+    pub fn find_image(&self, key: &Key) -> Result<Option<Extent>, StoreError> {
+        let index = self.index()?;
+        let limit = self.end_of_blobs(index.opened);
+        let key_bytes = key.to_bytes();
+        let mut cursor = Cursor::seek(&index, &key_bytes).map_err(|e| self.rename(e))?;
+        let Some((node, i)) = cursor.entry() else { return Ok(None) };
+        if !node.key_starts_with(i, &key_bytes) {
+            return Ok(None);
+        }
+        let start = node.value(i);
+        cursor.advance().map_err(|e| self.rename(e))?;
+        let end = cursor.entry().map_or(limit, |(node, i)| node.value(i));
+        let extent = Extent { lsn: self.name.lsns.start, will_init: true, start, end };
+        self.checked_extent(extent, limit).map(Some)
+    }
+
+    /// All entries with keys in a range, in order, handed to `visit` until it returns false.
+    pub fn for_each_entry(
+        &self,
+        keys: &Range<Key>,
+        mut visit: impl FnMut(Key, Extent) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let index = self.index()?;
+        let limit = self.end_of_blobs(index.opened);
+        let mut entry_key = [0; DELTA_KEY_SIZE];
+        let mut cursor = if self.name.is_delta() {
+            Cursor::seek(&index, &delta_key(&keys.start, Lsn(0)))
+        } else {
+            Cursor::seek(&index, &keys.start.to_bytes())
+        }
+        .map_err(|e| self.rename(e))?;
+        let mut current = cursor.read(&mut entry_key);
+        while let Some(value) = current {
+            let (key, lsn, will_init) = match self.name.is_delta() {
+                true => match split_delta_key(&entry_key) {
+                    Some((key, lsn)) => (key, lsn, value & 1 == 1),
+                    None => return Err(self.corrupt("index key")),
+                },
+                false => match Key::from_slice(&entry_key) {
+                    Some(key) => (key, self.name.lsns.start, true),
+                    None => return Err(self.corrupt("index key")),
+                },
+            };
+            if key >= keys.end {
+                return Ok(());
+            }
+            cursor.advance().map_err(|e| self.rename(e))?;
+            current = cursor.read(&mut entry_key);
+            let end = current.map_or(limit, |value| self.offset(value));
+            let extent = Extent { lsn, will_init, start: self.offset(value), end };
+            if !visit(key, self.checked_extent(extent, limit)?)? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the data out of a blob's bytes (`Extent`, header included), decompressing if needed.
+    pub fn decode_blob(&self, bytes: &Bytes) -> Result<Bytes, StoreError> {
+        let header = Header::decode(bytes).map_err(|e| self.corrupt(e))?;
+        if header.total_len() > bytes.len() {
+            return Err(self.corrupt(format!("blob of {} bytes in a place of {}", header.total_len(), bytes.len())));
+        }
+        let data = bytes.slice(header.header_len..header.total_len());
+        if header.compressed {
+            return decompress(&data).map_err(|e| self.corrupt(e));
+        }
+        Ok(data)
+    }
+
+    /// Reads one blob.
+    pub fn read_blob(&self, extent: &Extent) -> Result<Bytes, StoreError> {
+        let mut bytes = vec![0; (extent.end - extent.start) as usize];
+        self.read_exact(&mut bytes, extent.start)?;
+        self.decode_blob(&Bytes::from(bytes))
+    }
+}
+
+impl Drop for LayerFile {
+    fn drop(&mut self) {
+        self.caches.files.remove(&self.id);
+    }
+}
+
+/// Decompresses a frame. Nearly all are pages, so a buffer for one is tried first, with a kept context.
+fn decompress(frame: &[u8]) -> Result<Bytes, blob::BlobError> {
+    use std::cell::RefCell;
+    thread_local! {
+        static CONTEXT: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    let page = CONTEXT.with(|context| {
+        let mut context = context.try_borrow_mut().ok()?;
+        if context.is_none() {
+            *context = zstd::bulk::Decompressor::new().ok();
+        }
+        context.as_mut()?.decompress(frame, BLCKSZ + 8).ok()
+    });
+    match page {
+        Some(page) => Ok(Bytes::from(page)),
+        None => blob::decompress(frame).map(Bytes::from),
+    }
+}
