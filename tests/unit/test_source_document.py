@@ -13,13 +13,12 @@ from pageserver.wal.source_document import (
     HistoryLine,
     SourceDocumentError,
     SourceState,
-    WalSource,
-    parse_history,
+    StoredSource,
     parse_source,
     source_body,
 )
 
-SOURCE = WalSource(
+SOURCE = StoredSource(
     flavour=Flavour.STOCK,
     pg_version=16,
     connection="host=db user=repl",
@@ -58,10 +57,3 @@ def test_following_a_timeline_keeps_where_the_old_one_ended() -> None:
 def test_damage_is_reported(damage: dict[str, object]) -> None:
     with pytest.raises(SourceDocumentError):
         parse_source({**source_body(SOURCE), **damage})
-
-
-def test_history_files_are_read() -> None:
-    text = "1\t0/5000000\tno recovery target specified\n\n# a comment\n2\t0/6000060\tbefore 2000-01-01\n"
-    assert parse_history(text) == (HistoryLine(1, Lsn(0x5000000)), HistoryLine(2, Lsn(0x6000060)))
-    with pytest.raises(SourceDocumentError):
-        parse_history("one\n")

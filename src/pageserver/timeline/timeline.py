@@ -105,6 +105,11 @@ class Timeline:
         return self.publisher.visible_lsn
 
     @property
+    def settings(self) -> TenantSettings:
+        """The effective settings of the tenant, as they are now."""
+        return self._settings()
+
+    @property
     def gc_cutoff_lsn(self) -> Lsn:
         """Reads below this are refused."""
         return self.publisher.index.metadata.latest_gc_cutoff_lsn

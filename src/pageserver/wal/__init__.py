@@ -1,1 +1,1 @@
-"""The way in: sources of WAL (a primary, files), base backups that become image layers, rare records that become values."""
+"""The way in: sources of WAL, base copies that become image layers, rare records that become values."""

@@ -21,28 +21,29 @@ from typing import Final
 from pageserver.errors import RequestError
 from pageserver.keyspace.key import (
     DEFAULT_TABLESPACE,
-    FSM_FORK,
     GLOBAL_TABLESPACE,
     INIT_FORK,
-    MAIN_FORK,
     PAGE_SIZE,
     RELATION_SEGMENT_BLOCKS,
     SLRU_SEGMENT_BLOCKS,
-    VM_FORK,
     SlruKind,
 )
+from pageserver.postgres.relation_files import (
+    RELMAP_FILE,
+    RelationFileNameError,
+    is_temporary,
+    parse_file_name,
+    parse_slru_file_name,
+)
+from pageserver.postgres.replication_origins import ORIGIN_CHECKPOINT_PATH, decode_origin_checkpoint
+from pageserver.postgres.two_phase import decode_twophase_file, parse_twophase_file_name
 from pageserver.wal.tar_stream import MemberKind, TarMember
 
-_FORK_NAMES: Final = {None: MAIN_FORK, "fsm": FSM_FORK, "vm": VM_FORK, "init": INIT_FORK}
-_RELATION_FILE: Final = re.compile(r"(\d+)(?:_([a-z]+))?(?:\.(\d+))?", re.ASCII)
-_TEMPORARY_RELATION: Final = re.compile(r"t\d+_\d+(_[a-z]+)?(\.\d+)?", re.ASCII)
-_HEX: Final = re.compile(r"[0-9A-F]+", re.ASCII)
-_ORIGIN_FILE: Final = "pg_logical/replorigin_checkpoint"
+_SIGNAL_FILES: Final = ("zenith.signal", "neon.signal")
 _SINGLE_FILES: Final = frozenset(
-    {"PG_VERSION", "backup_label", "tablespace_map", "global/pg_control", _ORIGIN_FILE, "zenith.signal", "neon.signal"}
+    {"PG_VERSION", "backup_label", "tablespace_map", "global/pg_control", ORIGIN_CHECKPOINT_PATH, *_SIGNAL_FILES}
 )
 _IGNORED_IN_DATABASES: Final = frozenset({"PG_VERSION", "pg_internal.init"})
-_U32_MAX: Final = 0xFFFF_FFFF
 
 
 class DataDirectoryError(RequestError):
@@ -157,7 +158,7 @@ def is_imported(path: str) -> bool:
         return True
     match parts:
         case ["global", _] | ["base", _, _] | ["pg_tblspc", _, _, _, _]:
-            return _TEMPORARY_RELATION.fullmatch(name) is None and name not in _IGNORED_IN_DATABASES
+            return not is_temporary(name) and name not in _IGNORED_IN_DATABASES
         case ["pg_xact", _] | ["pg_multixact", "members" | "offsets", _] | ["pg_twophase", _]:
             return True
         case _:
@@ -184,7 +185,7 @@ def scan_data_directory(root: Path, *, tablespaces: dict[int, str], tolerant: bo
         databases=tuple(_scan_databases(root, tolerant=tolerant)),
         slru_segments=tuple(_scan_slrus(root)),
         twophase=tuple(_scan_twophase(root / "pg_twophase")),
-        origins=tuple(_read_origins(root / _ORIGIN_FILE)),
+        origins=tuple(_read_origins(root / ORIGIN_CHECKPOINT_PATH)),
         tablespaces=tuple(sorted(tablespaces.items())),
         backup_label=_read_text(root / "backup_label"),
         signal=_read_text(root / "zenith.signal") or _read_text(root / "neon.signal"),
@@ -214,25 +215,21 @@ def _scan_database(path: Path, tablespace: int, database: int, *, tolerant: bool
     segments: dict[tuple[int, int], dict[int, tuple[str, int]]] = {}
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name == "pg_filenode.map":
+            if entry.name == RELMAP_FILE:
                 found.relmap = Path(entry.path).read_bytes()
                 continue
             if entry.name == "pg_control":
                 continue
-            match = _RELATION_FILE.fullmatch(entry.name)
-            if match is None:
+            try:
+                relation, fork, number = parse_file_name(entry.name)
+            except RelationFileNameError:
                 if tolerant:
                     continue
-                raise DataDirectoryError(f"invalid relation data file name {entry.path}")
-            relation, fork, number = int(match[1]), match[2], int(match[3] or 0)
-            if fork not in _FORK_NAMES:
-                raise DataDirectoryError(f"invalid relation fork name {entry.path}")
-            if relation > _U32_MAX:
-                raise DataDirectoryError(f"invalid relation data file name {entry.path}")
+                raise
             length = entry.stat().st_size
             if length % PAGE_SIZE and not tolerant:
                 raise DataDirectoryError(f"length {length} of {entry.path} is not a multiple of {PAGE_SIZE}")
-            segments.setdefault((relation, _FORK_NAMES[fork]), {})[number] = (entry.path, length // PAGE_SIZE)
+            segments.setdefault((relation, fork), {})[number] = (entry.path, length // PAGE_SIZE)
     for (relation, fork_number), files in sorted(segments.items()):
         fork_files = _order_segments(files, tolerant=tolerant)
         if fork_files is not None:
@@ -272,14 +269,12 @@ def _scan_slrus(root: Path) -> Iterator[SlruSegment]:
             continue
         found = []
         for path in (root / directory).iterdir():
-            if _HEX.fullmatch(path.name) is None or len(path.name) > 15:
+            number = parse_slru_file_name(path.name)
+            if number is None:
                 raise DataDirectoryError(f"invalid SLRU segment name {path}")
             pages, rest = divmod(path.stat().st_size, PAGE_SIZE)
             if rest or pages > SLRU_SEGMENT_BLOCKS:
                 raise DataDirectoryError(f"SLRU segment {path} has the invalid length {path.stat().st_size}")
-            number = int(path.name, 16)
-            if number > _U32_MAX:
-                raise DataDirectoryError(f"invalid SLRU segment name {path}")
             found.append(SlruSegment(kind, number, str(path), pages))
         yield from sorted(found, key=lambda segment: segment.number)
 
@@ -288,28 +283,16 @@ def _scan_twophase(directory: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (xid, contents without the CRC), which the value from a PREPARE record does not have (spec wal.md 11)."""
     if not directory.is_dir():
         return
-    found = []
-    for path in directory.iterdir():
-        if _HEX.fullmatch(path.name) is None or len(path.name) > 16:
-            raise DataDirectoryError(f"invalid name of a two-phase file {path}")
-        data = path.read_bytes()
-        if len(data) >= 8 and int.from_bytes(data[4:8], "little") == len(data):
-            data = data[:-4]
-        found.append((int(path.name, 16), data))
-    yield from sorted(found)
+    yield from sorted(
+        (parse_twophase_file_name(path.name), decode_twophase_file(path.read_bytes(), path.name))
+        for path in directory.iterdir()
+    )
 
 
 def _read_origins(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield (origin id, remote LSN) of `replorigin_checkpoint`: u32 magic, entries of 16 bytes, u32 CRC."""
-    if not path.is_file():
-        return
-    data = path.read_bytes()
-    if len(data) < 8 or int.from_bytes(data[:4], "little") != 0x1257DADE or (len(data) - 8) % 16:
-        raise DataDirectoryError(f"{path.name} does not parse")
-    for at in range(4, len(data) - 4, 16):
-        origin, lsn = int.from_bytes(data[at : at + 2], "little"), int.from_bytes(data[at + 8 : at + 16], "little")
-        if origin:
-            yield origin, lsn
+    """Yield (origin id, remote LSN)."""
+    if path.is_file():
+        yield from sorted(decode_origin_checkpoint(path.read_bytes()).items())
 
 
 def _read_tablespace_map(path: Path) -> Iterator[tuple[int, str]]:

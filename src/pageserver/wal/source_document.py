@@ -48,7 +48,7 @@ class HistoryLine:
 
 
 @dataclass(frozen=True, slots=True)
-class WalSource:
+class StoredSource:
     """Where a timeline's WAL comes from.
 
     Without `connection` nothing is streamed: the timeline was imported from files, or is a branch.
@@ -85,11 +85,11 @@ class WalSource:
         """WAL below repeats what the copied files may contain already (spec wal.md 9.3)."""
         return self.backup_end_lsn or INVALID_LSN
 
-    def with_next_timeline(self, pg_tli: int, start: Lsn) -> WalSource:
+    def with_next_timeline(self, pg_tli: int, start: Lsn) -> StoredSource:
         """Return the document after the source went on to another timeline."""
         return replace(self, pg_tli=pg_tli, history=(*self.history, HistoryLine(self.pg_tli, start)))
 
-    def branched(self) -> WalSource:
+    def branched(self) -> StoredSource:
         """Return what a branch inherits: flavour and history, but no connection and no slot."""
         return replace(self, connection=None, slot=None)
 
@@ -99,7 +99,7 @@ def slot_name(timeline_id: object) -> str:
     return f"pageserver_{timeline_id}"
 
 
-def source_body(source: WalSource) -> dict[str, Any]:
+def source_body(source: StoredSource) -> dict[str, Any]:
     """Return the document; LSNs and the system identifier (it needs 64 bits) as text."""
     return {
         "version": DOCUMENT_VERSION,
@@ -119,14 +119,14 @@ def source_body(source: WalSource) -> dict[str, Any]:
     }
 
 
-def parse_source(body: Mapping[str, Any]) -> WalSource:
+def parse_source(body: Mapping[str, Any]) -> StoredSource:
     """Read a document. Unknown fields are ignored. Raises: SourceDocumentError."""
     version = body.get("version")
     if version != DOCUMENT_VERSION:
         raise SourceDocumentError(f"source document has the unknown version {version!r}")
     try:
         system_identifier = body["system_identifier"]
-        return WalSource(
+        return StoredSource(
             flavour=Flavour(body["flavour"]),
             pg_version=int(body["pg_version"]),
             state=SourceState(body["state"]),
@@ -142,24 +142,6 @@ def parse_source(body: Mapping[str, Any]) -> WalSource:
         )
     except (ValueError, KeyError, TypeError, AttributeError, LsnParseError) as error:
         raise SourceDocumentError(f"source document does not parse: {error!r}") from error
-
-
-def parse_history(text: str) -> tuple[HistoryLine, ...]:
-    """Read a timeline history file: lines of timeline, position and reason; `#` begins a comment.
-
-    Raises: SourceDocumentError.
-    """
-    lines = []
-    for raw in text.splitlines():
-        line = raw.split("#", 1)[0].strip()
-        if not line:
-            continue
-        fields = line.split(None, 2)
-        try:
-            lines.append(HistoryLine(int(fields[0]), Lsn.parse(fields[1])))
-        except (IndexError, ValueError, LsnParseError) as error:
-            raise SourceDocumentError(f"timeline history has the invalid line {raw!r}") from error
-    return tuple(lines)
 
 
 def _lsn_text(lsn: Lsn | None) -> str | None:
