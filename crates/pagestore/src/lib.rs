@@ -9,6 +9,7 @@ pub mod layer_map;
 pub mod layer_writer;
 pub mod page_cache;
 pub mod redo;
+pub mod redo_process;
 pub mod rel_size;
 pub mod timeline;
 

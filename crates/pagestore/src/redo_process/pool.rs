@@ -1,0 +1,202 @@
+//! The processes of one tenant: started on demand, replaced after errors, stopped when idle (spec walredo.md 2.2, 4.1).
+//!
+//! Normally there is one process. WAL of two PostgreSQL majors, or of sources that differ in logging hint bits, needs one for
+//! each kind.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pagecore::Lsn;
+
+use super::metrics::{RedoMetrics, StopCause};
+use super::process::Process;
+use super::{wire, Attempts, PoolError, RedoCommand, RedoEvent, RedoLog, RedoRequest};
+
+/// Which process can serve a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    major: u8,
+    hint_bits_logged: bool,
+}
+
+/// Makes names of scratch directories unique within this server.
+static SCRATCH_NUMBER: AtomicU64 = AtomicU64::new(0);
+
+pub struct RedoPool {
+    tenant: String,
+    timeout: Duration,
+    state: Mutex<State>,
+    log: Arc<RedoLog>,
+    metrics: Arc<RedoMetrics>,
+}
+
+#[derive(Default)]
+struct State {
+    commands: HashMap<Kind, Arc<RedoCommand>>,
+    current: HashMap<Kind, Arc<Process>>,
+    /// Every process that may be alive, also those taken out of rotation, for `shutdown`.
+    all: Vec<Weak<Process>>,
+    last_redo: Option<Instant>,
+    stopped: bool,
+}
+
+impl RedoPool {
+    /// `timeout` is that of a whole exchange, waiting for others included.
+    pub fn new(tenant: String, timeout: Duration, log: RedoLog, metrics: Arc<RedoMetrics>) -> RedoPool {
+        RedoPool { tenant, timeout, state: Mutex::default(), log: Arc::new(log), metrics }
+    }
+
+    /// Returns the 8192 bytes of the page. Blocks; safe to repeat.
+    pub fn redo(&self, request: &RedoRequest<'_>, attempts: Attempts) -> Result<Bytes, PoolError> {
+        let message = wire::encode(request)?;
+        let kind = Kind { major: request.major, hint_bits_logged: request.hint_bits_logged };
+        let begun = Instant::now();
+        let mut tries = 1;
+        loop {
+            match self.try_once(kind, &message) {
+                Ok(page) => {
+                    let bytes = request.records.iter().map(|(_, record)| record.len()).sum();
+                    self.metrics.observe_run(request.records.len(), bytes, begun.elapsed());
+                    if tries > 1 {
+                        (self.log)(RedoEvent::Recovered { tries });
+                    }
+                    return Ok(page);
+                }
+                Err(error) if error.is_retriable() => {
+                    let text = describe_failure(request, attempts, tries, &error);
+                    (self.log)(RedoEvent::Failed { attempts, text: &text });
+                    if tries >= attempts.tries() {
+                        return Err(error);
+                    }
+                    tries += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Says how to start processes of one kind; those that run are left alone.
+    pub fn set_command(&self, major: u8, hint_bits_logged: bool, command: RedoCommand) {
+        self.lock().commands.insert(Kind { major, hint_bits_logged }, Arc::new(command));
+    }
+
+    pub fn is_running(&self) -> bool {
+        !self.lock().current.is_empty()
+    }
+
+    /// The process id of the current process (of any one, should there be several).
+    pub fn pid(&self) -> Option<u32> {
+        self.lock().current.values().map(|process| process.pid()).min()
+    }
+
+    /// How long ago the last request came; none if there was none.
+    pub fn idle_for(&self) -> Option<Duration> {
+        self.lock().last_redo.map(|at| at.elapsed())
+    }
+
+    /// Stops the processes if there was no request for `idle`; true if one was stopped.
+    pub fn stop_if_idle(&self, idle: Duration) -> bool {
+        let taken: Vec<_> = {
+            let mut state = self.lock();
+            let busy = state.current.values().any(|process| process.is_busy());
+            if busy || state.last_redo.is_some_and(|at| at.elapsed() < idle) {
+                return false;
+            }
+            state.current.drain().collect()
+        };
+        taken.iter().for_each(|(_, process)| process.stop(StopCause::WalRedoProcessDrop));
+        !taken.is_empty()
+    }
+
+    /// No process is started any more; those that run are killed and reaped before this returns. Requests in flight fail.
+    pub fn shutdown(&self) {
+        let all: Vec<Arc<Process>> = {
+            let mut state = self.lock();
+            state.stopped = true;
+            let all = std::mem::take(&mut state.all).iter().filter_map(Weak::upgrade).collect();
+            state.current.clear();
+            all
+        };
+        all.iter().for_each(|process| process.stop(StopCause::WalRedoProcessDrop));
+    }
+
+    pub fn metrics(&self) -> &Arc<RedoMetrics> {
+        &self.metrics
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The current process of this kind. Starting happens under the lock: concurrent first requests wait for one start.
+    fn process(&self, kind: Kind) -> Result<Arc<Process>, PoolError> {
+        let mut state = self.lock();
+        if state.stopped {
+            return Err(PoolError::Stopped);
+        }
+        state.last_redo = Some(Instant::now());
+        if let Some(process) = state.current.get(&kind) {
+            return Ok(Arc::clone(process));
+        }
+        let command = state.commands.get(&kind).cloned().ok_or(PoolError::NoCommand(kind.major))?;
+        let number = SCRATCH_NUMBER.fetch_add(1, Relaxed);
+        let name = format!("redo-{}-{number}", self.tenant);
+        let begun = Instant::now();
+        let process = Process::start(&command, &self.tenant, &name, self.timeout, &self.log, &self.metrics)?;
+        self.metrics.launch_seconds.observe(begun.elapsed().as_secs_f64());
+        (self.log)(RedoEvent::Started { pid: process.pid(), major: kind.major });
+        let process = Arc::new(process);
+        state.all.retain(|old| old.strong_count() > 0);
+        state.all.push(Arc::downgrade(&process));
+        state.current.insert(kind, Arc::clone(&process));
+        Ok(process)
+    }
+
+    /// Takes a process out of rotation, unless somebody has replaced it already.
+    fn discard(&self, kind: Kind, process: &Arc<Process>) {
+        let mut state = self.lock();
+        if state.current.get(&kind).is_some_and(|current| Arc::ptr_eq(current, process)) {
+            state.current.remove(&kind);
+        }
+    }
+
+    fn try_once(&self, kind: Kind, message: &[u8]) -> Result<Bytes, PoolError> {
+        let process = self.process(kind)?;
+        process.exchange(message, self.timeout).map_err(|error| {
+            self.discard(kind, &process);
+            if self.lock().stopped {
+                PoolError::Stopped
+            } else {
+                error
+            }
+        })
+    }
+}
+
+impl Drop for RedoPool {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// The message of spec walredo.md 4.1.
+fn describe_failure(request: &RedoRequest<'_>, attempts: Attempts, tries: u32, error: &PoolError) -> String {
+    let lsn_of = |record: Option<&(Lsn, &[u8])>| record.map_or(Lsn::INVALID, |(lsn, _)| *lsn);
+    format!(
+        "error applying {} WAL records {}..{} ({} bytes) to key {} during {}, from base image with LSN {} to reconstruct \
+         page image at LSN {} n_attempts={}: {}",
+        request.records.len(),
+        lsn_of(request.records.first()),
+        lsn_of(request.records.last()),
+        request.records.iter().map(|(_, record)| record.len()).sum::<usize>(),
+        request.key,
+        attempts.name(),
+        request.base.map_or(Lsn::INVALID, |(lsn, _)| lsn),
+        request.lsn,
+        tries,
+        error
+    )
+}
