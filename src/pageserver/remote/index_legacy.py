@@ -1,10 +1,10 @@
 """Timeline metadata in its old form: 512 numbers inside the index (remote-storage.md 5.5). Read only, never written.
 
-     0  crc32c u32      over bytes 8 .. size
-     4  size u16, format u16 (4, or 3 without pg_version)
-     8  disk_consistent_lsn u64
-        prev_record_lsn option u64, ancestor_timeline option 16 bytes (an option is a tag byte, then the value)
-        ancestor_lsn u64, latest_gc_cutoff_lsn u64, initdb_lsn u64, pg_version u32, zeros to 512; all big-endian
+0  crc32c u32      over bytes 8 .. size
+4  size u16, format u16 (4, or 3 without pg_version)
+8  disk_consistent_lsn u64
+   prev_record_lsn option u64, ancestor_timeline option 16 bytes (an option is a tag byte, then the value)
+   ancestor_lsn u64, latest_gc_cutoff_lsn u64, initdb_lsn u64, pg_version u32, zeros to 512; all big-endian
 """
 
 from __future__ import annotations

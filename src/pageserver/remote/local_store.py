@@ -132,9 +132,11 @@ class LocalStore:
 
     def _directories(self, prefix: str) -> list[str]:
         try:
-            return sorted(entry.name for entry in os.scandir(self.root / prefix) if entry.is_dir())
+            names = sorted(entry.name for entry in os.scandir(self.root / prefix) if entry.is_dir())
         except FileNotFoundError:
             return []
+        # Directories are never removed, but one without objects below it is no prefix of any object.
+        return [name for name in names if any(True for _ in self._walk(f"{prefix}{name}/"))]
 
     def _describe(self, path: Path) -> StoredObject:
         found = path.stat()

@@ -299,7 +299,9 @@ class TenantManager:
 
     @asynccontextmanager
     async def _changing(self, shard: TenantShardId) -> AsyncIterator[Slot | None]:
-        """Hold the slot. Afterwards it has what the block put there, or again what was there before, if that still runs."""
+        """Hold the slot. Afterwards it has what the block put there, or again what was there before, if that still
+        runs.
+        """
         old = self._slots.get(shard)
         if isinstance(old, InProgress):
             raise SlotBusyError

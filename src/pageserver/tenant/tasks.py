@@ -24,6 +24,8 @@ class TaskScope:
         task = asyncio.get_running_loop().create_task(_supervise(work, on_failure), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # A task that is cancelled before it first runs never touches `work`, which would complain about that.
+        task.add_done_callback(lambda _: work.close())
         return task
 
     async def close(self) -> None:

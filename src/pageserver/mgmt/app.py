@@ -1,0 +1,131 @@
+"""The application: routing, headers and the form of errors, laid around FastAPI so that clients see what Neon's server
+shows (http-api.md 2).
+
+Differences to the framework's habits: one trailing slash is ignored instead of redirected, an unsupported method is a
+404, bodies are read by us, every JSON answer without data is `null`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pageserver.clock import Clock
+from pageserver.config import ServerConfig
+from pageserver.errors import PageServerError
+from pageserver.mgmt.errors import ApiError, to_api_error
+from pageserver.tenant import TenantManager
+
+ACTIVE_WAIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ApiContext:
+    """What handlers work with. `metrics` renders the text of `/metrics`; `extras` are what other rooms' routes need, by
+    name.
+    """
+
+    config: ServerConfig
+    manager: TenantManager
+    clock: Clock
+    launch_timestamp: str
+    metrics: Callable[[], bytes]
+    log: Any
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+def create_app(context: ApiContext) -> FastAPI:
+    """Build the application with all routes."""
+    from pageserver.mgmt.routes import ROUTERS
+
+    app = FastAPI(
+        title="Page Server API", redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+    )
+    app.state.context = context
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_exception_handler(HTTPException, _answer_framework_error)
+    app.add_exception_handler(ApiError, _answer_error)
+    app.add_exception_handler(PageServerError, _answer_error)
+    app.add_middleware(_Surface, context=context)
+    return app
+
+
+def context_of(request: Request) -> ApiContext:
+    context = request.app.state.context
+    assert isinstance(context, ApiContext), "create_app put it there"
+    return context
+
+
+class _Surface:
+    """Outermost layer: path, headers, log, and errors that would otherwise travel into the server."""
+
+    def __init__(self, app: ASGIApp, *, context: ApiContext) -> None:
+        self._app = app
+        self._context = context
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        if len(path) > 1 and path.endswith("/"):
+            scope = {**scope, "path": path[:-1], "raw_path": scope.get("raw_path", b"")}
+        request_id = _header(scope, b"x-request-id") or str(uuid.uuid4())
+        status = 500
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                message["headers"] = [
+                    *message.get("headers", []),
+                    (b"PAGESERVER_LAUNCH_TIMESTAMP", self._context.launch_timestamp.encode()),
+                    (b"x-request-id", request_id.encode("latin-1")),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception as error:
+            answer = to_api_error(error)
+            if started:
+                self._context.log.error("response broke off", path=path, error=str(error), exc_info=error)
+                raise
+            if answer.status == 500:
+                self._context.log.error("request failed", path=path, request_id=request_id, exc_info=error)
+            await JSONResponse(answer.body, answer.status)(scope, receive, send_with_headers)
+        self._log_request(scope["method"], path, request_id, status)
+
+    def _log_request(self, method: str, path: str, request_id: str, status: int) -> None:
+        log = self._context.log.debug if method == "GET" and status < 400 else self._context.log.info
+        log("Request handled", method=method, path=path, request_id=request_id, status=status)
+
+
+async def _answer_framework_error(request: Request, error: Exception) -> JSONResponse:
+    """A path that nobody serves, or not with this method: the same 404 for both."""
+    assert isinstance(error, HTTPException), "registered for this kind"
+    if error.status_code in (404, 405):
+        return JSONResponse({"msg": "page not found"}, 404)
+    return JSONResponse({"msg": str(error.detail)}, error.status_code)
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    answer = to_api_error(error)
+    return JSONResponse(answer.body, answer.status)
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None

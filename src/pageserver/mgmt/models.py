@@ -1,0 +1,90 @@
+"""Bodies of requests (http-api.md 4.2.1, 5.1). Strict in types; unknown keys are errors only where the specification
+says so.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pageserver.config import TenantOverrides
+from pageserver.ids import Generation, ShardIdentity, TimelineId
+from pageserver.lsn import Lsn
+from pageserver.mgmt.errors import bad_request
+from pageserver.tenant import Attached, AttachMode, LocationConfig, Secondary
+from pageserver.tenant.manager import LocationRequest
+
+U8 = Annotated[int, Field(ge=0, lt=1 << 8)]
+U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class SecondaryConf(_Body):
+    warm: bool
+
+
+class LocationConfigBody(BaseModel):
+    """`PUT location_config`: an unknown key at the top level is an error, inside `tenant_conf` it is kept and
+    ignored.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    mode: Literal["AttachedSingle", "AttachedMulti", "AttachedStale", "Secondary", "Detached"]
+    generation: U32 | None = None
+    secondary_conf: SecondaryConf | None = None
+    shard_number: U8 = 0
+    shard_count: U8 = 0
+    shard_stripe_size: U32 = 0
+    tenant_conf: dict[str, Any]
+
+    def to_request(self, *, claims_generations: bool) -> LocationRequest:
+        """Check what the types cannot (tenants.md 4.2). Raises ApiError 400, RequestError, InvalidSettingError."""
+        if self.mode == "Detached":
+            return LocationRequest(mode=None, generation=None, location=None)
+        identity = ShardIdentity.from_parts(self.shard_number, self.shard_count, self.shard_stripe_size)
+        overrides = TenantOverrides.parse(self.tenant_conf)
+        if self.mode == "Secondary":
+            if self.generation is not None:
+                raise bad_request("Generation must not be set when in secondary mode")
+            secondary = Secondary(warm=self.secondary_conf is not None and self.secondary_conf.warm)
+            return LocationRequest(secondary, None, LocationConfig(secondary, identity, overrides))
+        if self.generation is None and not claims_generations:
+            raise bad_request("Generation must be set when attaching")
+        mode = AttachMode(self.mode.removeprefix("Attached"))
+        location = LocationConfig(Attached(Generation(self.generation or 0), mode), identity, overrides)
+        return LocationRequest(mode, self.generation, location)
+
+
+class TimelineCreateBody(_Body):
+    """`POST timeline`. The first shape that fits wins: branch, import, primary (ours), bootstrap."""
+
+    new_timeline_id: str
+    ancestor_timeline_id: str | None = None
+    ancestor_start_lsn: str | None = None
+    import_pgdata: dict[str, Any] | None = None
+    primary: dict[str, Any] | None = None
+    existing_initdb_timeline_id: str | None = None
+    pg_version: int | None = None
+
+    def new_id(self) -> TimelineId:
+        return TimelineId.parse(self.new_timeline_id)
+
+    def ancestor_id(self) -> TimelineId | None:
+        return None if self.ancestor_timeline_id is None else TimelineId.parse(self.ancestor_timeline_id)
+
+    def start_lsn(self) -> Lsn | None:
+        return None if self.ancestor_start_lsn is None else Lsn.parse(self.ancestor_start_lsn)
+
+
+class WaitTimeout(_Body):
+    secs: Annotated[int, Field(ge=0)]
+    nanos: Annotated[int, Field(ge=0)]
+
+    @property
+    def seconds(self) -> float:
+        return self.secs + self.nanos / 1e9

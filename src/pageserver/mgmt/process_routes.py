@@ -1,0 +1,54 @@
+"""Routes about the whole server (http-api.md 4.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pageserver.mgmt.app import context_of
+from pageserver.mgmt.requests import tenant_shard_id
+from pageserver.tenant import Tenant
+
+router = APIRouter()
+
+
+@router.get("/v1/status")
+async def get_status(request: Request) -> Response:
+    return JSONResponse({"id": context_of(request).config.node_id})
+
+
+@router.get("/metrics")
+async def get_metrics(request: Request) -> Response:
+    return Response(context_of(request).metrics(), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/v1/tenant")
+async def list_tenants(request: Request) -> Response:
+    return JSONResponse([tenant_info(tenant) for tenant in context_of(request).manager.attached()])
+
+
+@router.get("/v1/location_config")
+async def list_locations(request: Request) -> Response:
+    locations = context_of(request).manager.locations()
+    shards = [[str(shard), None if location is None else location.to_api()] for shard, location in locations]
+    return JSONResponse({"tenant_shards": shards})
+
+
+@router.get("/v1/location_config/{tenant_shard_id}")
+async def get_location(request: Request) -> Response:
+    location = context_of(request).manager.location(tenant_shard_id(request))
+    return JSONResponse(None if location is None else location.to_api())
+
+
+def tenant_info(tenant: Tenant, *, with_size: bool = False) -> dict[str, Any]:
+    """Return TenantInfo (http-api.md 5.2); the size is null in the list route."""
+    return {
+        "id": str(tenant.shard),
+        "state": tenant.state.to_json(),
+        "current_physical_size": tenant.physical_size() if with_size else None,
+        "attachment_status": tenant.state.attachment_json(),
+        "generation": tenant.generation.number,
+    }

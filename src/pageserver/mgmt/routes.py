@@ -1,0 +1,13 @@
+"""All groups of routes, in the order in which they are tried. A new group is one file and one line here."""
+
+from __future__ import annotations
+
+from pageserver.mgmt import import_routes, process_routes, tenant_routes, timeline_routes, unbuilt_routes
+
+ROUTERS = [
+    process_routes.router,
+    tenant_routes.router,
+    timeline_routes.router,
+    import_routes.router,
+    unbuilt_routes.router,
+]

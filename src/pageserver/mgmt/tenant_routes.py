@@ -1,0 +1,151 @@
+"""Routes of one tenant shard (http-api.md 4.2)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pageserver.config import TenantOverrides
+from pageserver.errors import PageServerError
+from pageserver.ids import TenantId, TenantShardId, TimelineId
+from pageserver.lsn import Lsn
+from pageserver.mgmt.app import ACTIVE_WAIT_SECONDS, ApiContext, context_of
+from pageserver.mgmt.errors import ApiError, bad_request
+from pageserver.mgmt.models import LocationConfigBody, WaitTimeout
+from pageserver.mgmt.process_routes import tenant_info
+from pageserver.mgmt.requests import json_body, model_body, query_flag, query_param, tenant_shard_id
+from pageserver.tenant import Attached, Tenant
+from pageserver.timeline import Timeline
+
+router = APIRouter()
+
+
+async def active_tenant(context: ApiContext, shard: TenantShardId) -> Tenant:
+    """Return a tenant that serves ("active wait", http-api.md 2). Raises what 3.3 lists."""
+    tenant = context.manager.get(shard)
+    await tenant.wait_active(ACTIVE_WAIT_SECONDS)
+    return tenant
+
+
+@router.get("/v1/tenant/{tenant_shard_id}")
+async def get_tenant(request: Request) -> Response:
+    tenant = context_of(request).manager.get(tenant_shard_id(request))
+    if query_flag(request, "activate", default=True):
+        try:
+            await tenant.wait_active(ACTIVE_WAIT_SECONDS)
+        except PageServerError:
+            # The state that is reported says it all.
+            context_of(request).log.debug("tenant is not active", tenant=str(tenant.shard))
+    pid = tenant.redo_pid()
+    return JSONResponse(
+        {
+            **tenant_info(tenant, with_size=True),
+            "walredo": {"last_redo_at": None, "process": None if pid is None else {"pid": pid}},
+            "timelines": [str(timeline_id) for timeline_id in sorted(tenant.timelines)],
+        }
+    )
+
+
+@router.delete("/v1/tenant/{tenant_shard_id}")
+async def delete_tenant(request: Request) -> Response:
+    await context_of(request).manager.delete(tenant_shard_id(request))
+    return JSONResponse(None)
+
+
+@router.put("/v1/tenant/{tenant_shard_id}/location_config")
+async def put_location_config(request: Request) -> Response:
+    context = context_of(request)
+    shard = tenant_shard_id(request)
+    flush_ms = query_param(request, "flush_ms", int)
+    query_flag(request, "lazy", default=False)
+    body = await model_body(request, LocationConfigBody)
+    # Without a controller the store itself hands out generations (standalone.md 1).
+    location = body.to_request(claims_generations=context.config.settings.control_plane_api is None)
+    await context.manager.put_location(shard, location, flush_seconds=None if flush_ms is None else flush_ms / 1000)
+    if body.mode == "Detached":
+        return JSONResponse(None)
+    is_attached = body.mode != "Secondary"
+    return JSONResponse(
+        {
+            "shards": [{"shard_id": str(shard), "node_id": context.config.node_id}] if is_attached else [],
+            "stripe_size": body.shard_stripe_size if is_attached and body.shard_count > 1 else None,
+        }
+    )
+
+
+@router.get("/v1/tenant/{tenant_shard_id}/config")
+async def get_config(request: Request) -> Response:
+    tenant = context_of(request).manager.get(tenant_shard_id(request))
+    return JSONResponse(
+        {
+            "tenant_specific_overrides": dict(sorted(tenant.location.overrides.known().items())),
+            "effective_config": tenant.settings().to_api(),
+        }
+    )
+
+
+@router.put("/v1/tenant/config")
+async def put_config(request: Request) -> Response:
+    """Replace all overrides."""
+    context, tenant, given = await _config_request(request)
+    await _store_overrides(context, tenant, TenantOverrides.parse(given))
+    return JSONResponse(None)
+
+
+@router.patch("/v1/tenant/config")
+async def patch_config(request: Request) -> Response:
+    """Set, and with null remove, single overrides."""
+    context, tenant, given = await _config_request(request)
+    await _store_overrides(context, tenant, tenant.location.overrides.patched(given))
+    return JSONResponse(None)
+
+
+@router.post("/v1/tenant/{tenant_shard_id}/wait_lsn")
+async def wait_lsn(request: Request) -> Response:
+    """Wait until timelines have reached LSNs: 200 all, 202 not in time, 404 none of them is here."""
+    tenant = context_of(request).manager.get(tenant_shard_id(request))
+    body = await json_body(request)
+    if not isinstance(body, dict):
+        raise bad_request("Failed to parse json request: .: expected an object")
+    try:
+        timeout = WaitTimeout.model_validate(body.pop("timeout", None))
+        wanted = {TimelineId.parse(name): Lsn.parse(lsn) for name, lsn in body.items()}
+    except (ValidationError, PageServerError, TypeError) as error:
+        raise bad_request(f"Failed to parse json request: .: {error}") from error
+    timelines = [
+        (entry, lsn) for name, lsn in wanted.items() if isinstance(entry := tenant.timelines.get(name), Timeline)
+    ]
+    if not timelines:
+        raise ApiError(404, "none of the timelines is here", body=None, has_body=True)
+    results = await asyncio.gather(
+        *(timeline.wait_for_lsn(lsn, timeout.seconds) for timeline, lsn in timelines), return_exceptions=True
+    )
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, PageServerError):
+            raise result
+    return JSONResponse(None, 200 if all(result is None for result in results) else 202)
+
+
+async def _config_request(request: Request) -> tuple[ApiContext, Tenant, Mapping[str, Any]]:
+    context = context_of(request)
+    body = await json_body(request)
+    if not isinstance(body, dict) or not isinstance(body.get("tenant_id"), str):
+        raise bad_request("Failed to parse json request: tenant_id: missing field")
+    given = {key: value for key, value in body.items() if key != "tenant_id"}
+    unknown = TenantOverrides.parse(given).unknown
+    if unknown:
+        raise bad_request(f"Failed to parse json request: {min(unknown)}: unknown field")
+    tenant = await active_tenant(context, TenantShardId.unsharded(TenantId.parse(body["tenant_id"])))
+    return context, tenant, given
+
+
+async def _store_overrides(context: ApiContext, tenant: Tenant, overrides: TenantOverrides) -> None:
+    mode = Attached(tenant.generation)
+    await context.manager.update_config(tenant, replace(tenant.location, mode=mode, overrides=overrides))

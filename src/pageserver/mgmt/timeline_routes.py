@@ -1,0 +1,240 @@
+"""Routes of one timeline: creation, description, reads for tools (http-api.md 4.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pageserver.errors import NotFoundError, PreconditionFailedError
+from pageserver.keyspace.collect import collect_keyspace
+from pageserver.keyspace.key import Key
+from pageserver.keyspace.time_search import (
+    Future,
+    NoData,
+    Past,
+    Present,
+    find_lsn_for_timestamp,
+    find_timestamp_for_lsn,
+    from_postgres_time,
+    to_postgres_time,
+)
+from pageserver.lsn import Lsn
+from pageserver.mgmt.app import context_of
+from pageserver.mgmt.errors import ApiError, bad_request, not_built
+from pageserver.mgmt.models import TimelineCreateBody
+from pageserver.mgmt.requests import (
+    model_body,
+    parse_lsn,
+    query_flag,
+    query_param,
+    required_query_param,
+    tenant_shard_id,
+    timeline_id,
+)
+from pageserver.mgmt.tenant_routes import active_tenant
+from pageserver.tenant import Tenant
+from pageserver.timeline import Timeline, TimelineInfo
+from pageserver.timeline.state import TimelineStatus
+
+router = APIRouter()
+BASE = "/v1/tenant/{tenant_shard_id}/timeline"
+ONE = BASE + "/{timeline_id}"
+
+_RFC_3339_UTC = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?[Zz]")
+
+
+@router.post(BASE)
+async def create_timeline(request: Request) -> Response:
+    tenant = await active_tenant(context_of(request), tenant_shard_id(request))
+    body = await model_body(request, TimelineCreateBody)
+    new_id = body.new_id()
+    ancestor_id = body.ancestor_id()
+    if ancestor_id is not None:
+        info = await tenant.create_branch(new_id, ancestor_id, body.start_lsn())
+    elif body.import_pgdata is not None:
+        raise not_built("import of a data directory from a bucket")
+    elif body.primary is not None:
+        info = await tenant.create_from_primary(new_id, body.primary)
+    else:
+        raise not_built("bootstrap of a timeline by initdb")
+    return JSONResponse(info.to_json(), 201)
+
+
+@router.get(BASE)
+async def list_timelines(request: Request) -> Response:
+    tenant = await active_tenant(context_of(request), tenant_shard_id(request))
+    return JSONResponse([await _info_json(request, tenant, info) for info in tenant.details()])
+
+
+@router.get("/v1/tenant/{tenant_shard_id}/timeline_and_offloaded")
+async def list_timelines_and_offloaded(request: Request) -> Response:
+    tenant = await active_tenant(context_of(request), tenant_shard_id(request))
+    timelines = [await _info_json(request, tenant, info) for info in tenant.details()]
+    return JSONResponse({"timelines": timelines, "offloaded": []})
+
+
+@router.get(ONE)
+async def get_timeline(request: Request) -> Response:
+    tenant = await active_tenant(context_of(request), tenant_shard_id(request))
+    return JSONResponse(await _info_json(request, tenant, tenant.detail(timeline_id(request))))
+
+
+@router.delete(ONE)
+async def delete_timeline(request: Request) -> Response:
+    """202 once the decision is durable; repeat until 404."""
+    context = context_of(request)
+    try:
+        tenant = await active_tenant(context, tenant_shard_id(request))
+    except NotFoundError as error:
+        # The storage controller looks for this text (http-api.md 3.4).
+        raise PreconditionFailedError("Requested tenant is missing") from error
+    await tenant.delete_timeline(timeline_id(request))
+    return JSONResponse(None, 202)
+
+
+@router.get(ONE + "/keyspace")
+async def get_keyspace(request: Request) -> Response:
+    tenant, timeline = await _timeline(request)
+    lsn = query_param(request, "at_lsn", parse_lsn) or timeline.last_record_lsn
+    snapshot = timeline.snapshot(lsn)
+    collected = await asyncio.to_thread(collect_keyspace, snapshot, tenant.location.shard)
+    return JSONResponse(collected.to_json())
+
+
+@router.get(ONE + "/getpage")
+async def get_page(request: Request) -> Response:
+    """The value of a key at an LSN; with `Accept: application/octet-stream` (ours) as it is, else as the JSON of
+    5.6.
+    """
+    _, timeline = await _timeline(request)
+    key = query_param(request, "key", Key.parse)
+    if key is None:
+        raise bad_request("missing 'key' query parameter")
+    lsn = query_param(request, "lsn", parse_lsn) or timeline.last_record_lsn
+    _check_readable(timeline, lsn)
+    page = await asyncio.to_thread(timeline.store.get, bytes(key), int(lsn))
+    if request.headers.get("accept") == "application/octet-stream":
+        return Response(page, media_type="application/octet-stream", headers={"x-lsn": str(lsn)})
+    return JSONResponse(
+        {"page": list(page), "layers_visited": None, "delta_layers_visited": None, "records": [], "img": None}
+    )
+
+
+@router.get(ONE + "/get_lsn_by_timestamp")
+async def get_lsn_by_timestamp(request: Request) -> Response:
+    tenant, timeline = await _timeline(request)
+    _check_shard_zero(tenant)
+    wanted = required_query_param(request, "timestamp", _parse_timestamp)
+    if query_flag(request, "with_lease", default=False):
+        raise not_built("an lsn lease")
+    lowest = max(timeline.gc_cutoff_lsn, timeline.ancestor_lsn)
+    found = await asyncio.to_thread(
+        find_lsn_for_timestamp,
+        timeline.store,
+        to_postgres_time(wanted),
+        min_lsn=lowest,
+        last_record_lsn=timeline.last_record_lsn,
+    )
+    kinds = {Present: "present", Past: "past", Future: "future", NoData: "nodata"}
+    return JSONResponse({"lsn": str(found.lsn), "kind": kinds[type(found)]})
+
+
+@router.get(ONE + "/get_timestamp_of_lsn")
+async def get_timestamp_of_lsn(request: Request) -> Response:
+    tenant, timeline = await _timeline(request)
+    _check_shard_zero(tenant)
+    lsn = required_query_param(request, "lsn", parse_lsn)
+    found = await asyncio.to_thread(find_timestamp_for_lsn, timeline.store, lsn)
+    if found is None:
+        raise PreconditionFailedError(f"Timestamp for lsn {lsn} not found")
+    moment = from_postgres_time(found)
+    fraction = f".{moment.microsecond:06d}000" if moment.microsecond else ""
+    return JSONResponse(f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}Z")
+
+
+@router.put(ONE + "/checkpoint")
+async def checkpoint(request: Request) -> Response:
+    """Freeze and flush, so that tests and tools need not wait for the next roll. Publishing is part of every flush."""
+    _, timeline = await _timeline(request)
+    if any(query_flag(request, name, default=False) for name in _COMPACTION_FLAGS):
+        raise not_built("compaction")
+    if query_flag(request, "wait_until_flushed", default=True):
+        await timeline.freeze_and_flush()
+    else:
+        await timeline.roll()
+    return JSONResponse(None)
+
+
+@router.get(ONE + "/layer")
+async def list_layers(request: Request) -> Response:
+    """LayerMapInfo (5.4). Accesses are not counted yet: `access_time` is 0."""
+    _, timeline = await _timeline(request)
+    return JSONResponse(await asyncio.to_thread(_layer_map, timeline))
+
+
+_COMPACTION_FLAGS = ("force_l0_compaction", "force_repartition", "force_image_layer_creation")
+
+
+async def _timeline(request: Request) -> tuple[Tenant, Timeline]:
+    tenant = await active_tenant(context_of(request), tenant_shard_id(request))
+    return tenant, tenant.get_timeline(timeline_id(request))
+
+
+async def _info_json(request: Request, tenant: Tenant, info: TimelineInfo) -> dict[str, Any]:
+    body = info.to_json()
+    wants_size = query_flag(request, "include-non-incremental-logical-size", default=False)
+    if wants_size and info.state.status is TimelineStatus.ACTIVE and tenant.shard.is_shard_zero():
+        snapshot = tenant.get_timeline(info.timeline_id).snapshot(info.last_record_lsn)
+        body["current_logical_size_non_incremental"] = await asyncio.to_thread(snapshot.logical_size)
+    return body
+
+
+def _layer_map(timeline: Timeline) -> dict[str, Any]:
+    in_memory: list[dict[str, Any]] = []
+    layer = timeline.store.open_layer()
+    if layer is not None:
+        in_memory.append({"kind": "Open", "lsn_start": str(Lsn(layer.lsn_start))})
+    historic: list[dict[str, Any]] = []
+    for facts in timeline.store.layers():
+        is_delta = facts.kind == "delta"
+        entry: dict[str, Any] = {
+            "kind": "Delta" if is_delta else "Image",
+            "layer_file_name": facts.name,
+            "layer_file_size": facts.file_size,
+            "lsn_start": str(Lsn(facts.lsn_start)),
+        }
+        if is_delta:
+            entry["lsn_end"] = str(Lsn(facts.lsn_end))
+        entry["remote"] = False
+        entry["access_stats"] = {"access_time": 0, "residence_time": 0, "visible": True}
+        if is_delta:
+            entry["l0"] = facts.is_l0
+        historic.append(entry)
+    return {"in_memory_layers": in_memory, "historic_layers": historic}
+
+
+def _check_readable(timeline: Timeline, lsn: Lsn) -> None:
+    if lsn < timeline.gc_cutoff_lsn:
+        raise bad_request(
+            f"tried to request a page version that was garbage collected: {lsn} < {timeline.gc_cutoff_lsn}"
+        )
+    if lsn > timeline.last_record_lsn:
+        raise ApiError(408, f"lsn {lsn} is not reached yet: last record lsn is {timeline.last_record_lsn}")
+
+
+def _check_shard_zero(tenant: Tenant) -> None:
+    if not tenant.shard.is_shard_zero():
+        raise bad_request("Timestamp calculations are only available on shard zero")
+
+
+def _parse_timestamp(text: str) -> datetime:
+    if not _RFC_3339_UTC.fullmatch(text):
+        raise ValueError("an RFC 3339 time stamp with Z is needed")
+    head, _, fraction = text[:-1].replace(" ", "T").partition(".")
+    return datetime.fromisoformat(f"{head.upper()}.{fraction[:6].ljust(6, '0')}").replace(tzinfo=UTC)

@@ -1,0 +1,38 @@
+"""Log lines on standard output: for people (`plain`), for machines (`json`), for tests (`test`: plain without
+colours).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, Literal
+
+import structlog
+
+
+def configure_logging(log_format: Literal["plain", "json", "test"], *, level: int = logging.INFO) -> Any:
+    """Set up structlog for the process and return the root logger. Called once, at start."""
+    colours = log_format == "plain" and sys.stdout.isatty()
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=colours, pad_event_to=0, sort_keys=False)
+    )
+    tail: list[Any] = [structlog.processors.format_exc_info, renderer] if log_format == "json" else [renderer]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *tail,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=False,
+    )
+    # uvicorn and asyncio speak through the standard library: warnings and errors of theirs are worth a line.
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stdout, format="%(asctime)s [%(levelname)s] %(name)s: %(message)s"
+    )
+    return structlog.get_logger()

@@ -1,0 +1,299 @@
+"""Tenants and timelines through their lives, over a fake engine and a real store on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from pageserver.errors import PreconditionFailedError, RequestError
+from pageserver.ids import TimelineId
+from pageserver.lsn import Lsn
+from pageserver.mgmt.models import LocationConfigBody
+from pageserver.remote import IndexPart, paths
+from pageserver.tenant import BranchRefusedError, DifferentParametersError, Tenant
+from pageserver.tenant.manager import GenerationDecreaseError, SlotBusyError, TenantNotFoundError
+from pageserver.timeline import Timeline
+from pageserver.timeline.state import TimelineStatus
+from tests.unit.world import BRANCH, ROOT, START, TENANT, FakeWayIn, World, eventually, store_of
+
+
+async def attach(world: World, **body: object) -> Tenant:
+    request = LocationConfigBody.model_validate({"mode": "AttachedSingle", "tenant_conf": {}, **body})
+    await world.manager.put_location(TENANT, request.to_request(claims_generations=True), flush_seconds=None)
+    tenant = world.manager.get(TENANT)
+    await tenant.wait_active(5)
+    return tenant
+
+
+async def follow_primary(tenant: Tenant, timeline_id: TimelineId = ROOT) -> Timeline:
+    await tenant.create_from_primary(timeline_id, {"conninfo": "host=primary"})
+    return await active(tenant, timeline_id)
+
+
+async def active(tenant: Tenant, timeline_id: TimelineId) -> Timeline:
+    async def is_active() -> bool:
+        return tenant.detail(timeline_id).state.status is TimelineStatus.ACTIVE
+
+    await eventually(is_active)
+    return tenant.get_timeline(timeline_id)
+
+
+async def index_of(world: World, timeline_id: TimelineId, tenant: Tenant) -> IndexPart:
+    return IndexPart.decode(await world.storage.get(paths.index_key(TENANT, timeline_id, tenant.generation)))
+
+
+async def test_a_primary_is_imported_flushed_and_found_again(tmp_path: Path) -> None:
+    """Goal: what was acknowledged is there after a kill. Method: import, ingest, flush, open a second world over the
+    files.
+    """
+    world = await World.start(tmp_path)
+    tenant = await attach(world)
+    timeline = await follow_primary(tenant)
+    assert timeline.flavour == "stock"
+    assert timeline.gc_cutoff_lsn == START + 0x100
+    assert timeline.durable_lsn == START
+    store_of(timeline).ingest(START + 0x200)
+    store_of(timeline).ingest(START + 0x300)
+    await timeline.freeze_and_flush()
+    assert timeline.durable_lsn == START + 0x300
+    index = await index_of(world, ROOT, tenant)
+    assert index.metadata.prev_record_lsn == START + 0x200
+    assert len(index.layers) == 2
+    store_of(timeline).ingest(START + 0x400)
+
+    again = await World.start(tmp_path)
+    reloaded = again.manager.get(TENANT)
+    assert reloaded.generation.number == 2
+    timeline = await active(reloaded, ROOT)
+    assert timeline.last_record_lsn == timeline.disk_consistent_lsn == START + 0x300
+    assert len(timeline.store.layers()) == 2
+    assert timeline.detail().source.connection == "host=primary"
+    await again.manager.shut_down()
+    await world.manager.shut_down()
+
+
+async def test_a_graceful_stop_flushes_what_is_open(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    timeline = await follow_primary(await attach(world))
+    store_of(timeline).ingest(START + 0x200)
+    await world.manager.shut_down()
+    assert store_of(timeline).is_shut_down
+    assert world.pages.attached == set()
+    again = await World.start(tmp_path)
+    assert again.manager.get(TENANT).get_timeline(ROOT).last_record_lsn == START + 0x200
+    await again.manager.shut_down()
+
+
+async def test_an_import_that_was_cut_short_starts_again(tmp_path: Path) -> None:
+    way_in = FakeWayIn()
+    way_in.die_before_finish = True
+    world = await World.start(tmp_path, way_in=way_in)
+    tenant = await attach(world)
+    await tenant.create_from_primary(ROOT, {"conninfo": "host=primary"})
+
+    async def is_published() -> bool:
+        return bool(await world.storage.list_directories(paths.timelines_prefix(TENANT)))
+
+    await eventually(is_published)
+    assert tenant.detail(ROOT).state.status is TimelineStatus.LOADING
+    await world.manager.shut_down()
+
+    again = await World.start(tmp_path)
+    timeline = await active(again.manager.get(TENANT), ROOT)
+    assert len(timeline.store.layers()) == 1
+    await again.manager.shut_down()
+
+
+async def test_a_failing_source_stops_only_its_timeline(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    tenant = await attach(world)
+    good = await follow_primary(tenant)
+    world.way_in.fail_import = RequestError("the slot is gone")
+    await tenant.create_from_primary(BRANCH, {"conninfo": "host=other"})
+
+    async def has_failed() -> bool:
+        return tenant.detail(BRANCH).source.error is not None
+
+    await eventually(has_failed)
+    assert tenant.detail(BRANCH).source.error == "the slot is gone"
+    assert good.state.status is TimelineStatus.ACTIVE
+    with pytest.raises(RequestError, match="wal_level"):
+        await tenant.create_from_primary(TimelineId(bytes(16)), {"conninfo": "minimal"})
+    assert TimelineId(bytes(16)) not in tenant.timelines
+    with pytest.raises(DifferentParametersError):
+        await tenant.create_from_primary(ROOT, {"conninfo": "host=primary"})
+    await world.manager.shut_down()
+
+
+async def test_branches_are_durable_idempotent_and_checked(tmp_path: Path) -> None:
+    world = await World.start(tmp_path, wait_lsn_timeout="50ms")
+    tenant = await attach(world)
+    root = await follow_primary(tenant)
+    store_of(root).ingest(START + 0x1000)
+    at = Lsn(0x2000800)
+    first = await tenant.create_branch(BRANCH, ROOT, Lsn(at - 1))
+    assert (first.ancestor_lsn, first.last_record_lsn, first.flavour) == (at, at, "stock")
+    assert (await index_of(world, BRANCH, tenant)).layers == {}
+    assert await tenant.create_branch(BRANCH, ROOT, at) == first
+    with pytest.raises(DifferentParametersError):
+        await tenant.create_branch(BRANCH, ROOT, None)
+    for lsn, reason in ((Lsn(8), "GC cutoff"), (Lsn(0x9000000), "did not arrive")):
+        with pytest.raises(BranchRefusedError, match=reason):
+            await tenant.create_branch(TimelineId(bytes(16)), ROOT, lsn)
+    with pytest.raises(PreconditionFailedError, match=str(BRANCH)):
+        await tenant.delete_timeline(ROOT)
+    await world.manager.shut_down()
+
+    again = await World.start(tmp_path)
+    branch = again.manager.get(TENANT).get_timeline(BRANCH)
+    assert branch.ancestor is again.manager.get(TENANT).get_timeline(ROOT)
+    assert branch.last_record_lsn == at
+    assert again.engine.stores[-1].parameters.next_open_layer_at == at + 1
+    await again.manager.shut_down()
+
+
+async def test_a_damaged_index_harms_only_its_timeline_and_its_branches(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    tenant = await attach(world)
+    store_of(await follow_primary(tenant)).ingest(START + 0x200)
+    await tenant.create_branch(BRANCH, ROOT, None)
+    other = TimelineId(bytes.fromhex("33" * 16))
+    await follow_primary(tenant, other)
+    await world.manager.shut_down()
+    await world.storage.put(paths.index_key(TENANT, ROOT, tenant.generation), b"{")
+
+    again = await World.start(tmp_path)
+    reloaded = again.manager.get(TENANT)
+    assert reloaded.detail(ROOT).state.status is TimelineStatus.BROKEN
+    assert reloaded.detail(BRANCH).state.status is TimelineStatus.BROKEN
+    assert reloaded.get_timeline(other).state.status is TimelineStatus.ACTIVE
+    assert paths.timeline_directory(tmp_path, TENANT, ROOT).is_dir(), "evidence is kept"
+    await again.manager.shut_down()
+
+
+async def test_a_missing_layer_breaks_the_timeline_when_the_disk_is_the_only_copy(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    await follow_primary(await attach(world))
+    await world.manager.shut_down()
+    remove_layers(paths.timeline_directory(tmp_path, TENANT, ROOT))
+    again = await World.start(tmp_path)
+    state = again.manager.get(TENANT).detail(ROOT).state
+    assert state.status is TimelineStatus.BROKEN
+    assert "not on disk" in state.reason
+    await again.manager.shut_down()
+
+
+async def test_another_server_takes_over_from_the_bucket(tmp_path: Path) -> None:
+    """Goal: layers live in the bucket, and the older generation learns that it is stale."""
+    bucket = tmp_path / "bucket"
+    first = await World.start(make(tmp_path / "one"), bucket=bucket)
+    timeline = await follow_primary(await attach(first))
+    second = await World.start(make(tmp_path / "two"), bucket=bucket)
+    taken_over = await active(await attach(second), ROOT)
+    assert taken_over.generation.number == 2
+    assert len(taken_over.store.layers()) == 1
+
+    store_of(timeline).ingest(START + 0x200)
+    await timeline.freeze_and_flush()
+    assert timeline.publisher.is_fenced
+    assert timeline.durable_lsn == START, "a stale server acknowledges nothing"
+    store_of(taken_over).ingest(START + 0x200)
+    await taken_over.freeze_and_flush()
+    assert taken_over.durable_lsn == START + 0x200
+    await first.manager.shut_down()
+    await second.manager.shut_down()
+
+
+async def test_a_failed_flush_is_told_and_tried_again(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    timeline = await follow_primary(await attach(world))
+    store = store_of(timeline)
+    store.ingest(START + 0x200)
+    store.fail_flush = OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="No space"):
+        await timeline.freeze_and_flush()
+    assert timeline.durable_lsn == START
+    store.fail_flush = None
+    await timeline.freeze_and_flush()
+    assert timeline.durable_lsn == START + 0x200
+    await world.manager.shut_down()
+
+
+async def test_generations_do_not_go_back(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    tenant = await attach(world, generation=5)
+    assert (await attach(world, tenant_conf={"gc_horizon": 7})) is tenant
+    assert tenant.settings().gc_horizon == 7
+    with pytest.raises(GenerationDecreaseError, match="Generation 00000004 is less than existing 00000005"):
+        await attach(world, generation=4)
+    newer = await attach(world, generation=9)
+    assert newer is not tenant
+    assert tenant.is_stopped
+    await world.manager.shut_down()
+
+
+async def test_a_busy_slot_is_a_conflict(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    results = await asyncio.gather(*(attach(world, generation=i) for i in (3, 4)), return_exceptions=True)
+    assert sum(isinstance(result, SlotBusyError) for result in results) == 1
+    await world.manager.shut_down()
+
+
+async def test_detach_is_refused_where_it_would_lose_data_and_delete_is_for_good(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    await follow_primary(await attach(world))
+    with pytest.raises(PreconditionFailedError, match="only copy"):
+        await world.manager.detach(TENANT)
+    await world.manager.delete(TENANT)
+    with pytest.raises(TenantNotFoundError):
+        world.manager.get(TENANT)
+    assert await world.storage.list_directories(f"tenants/{TENANT}/") == []
+    assert not paths.tenant_directory(tmp_path, TENANT).exists()
+    await world.manager.shut_down()
+
+
+async def test_a_timeline_is_deleted_in_the_end(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    tenant = await attach(world)
+    await follow_primary(tenant)
+    await tenant.delete_timeline(ROOT)
+
+    async def is_gone() -> bool:
+        return ROOT not in tenant.timelines
+
+    await eventually(is_gone)
+    await world.manager.shut_down()
+    again = await World.start(tmp_path)
+    assert again.manager.get(TENANT).timelines == {}
+    await again.manager.shut_down()
+
+
+async def test_a_failed_import_from_files_leaves_nothing(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    tenant = await attach(world)
+
+    async def body(content: bytes):  # type: ignore[no-untyped-def]
+        yield content
+
+    arguments = {"base_lsn": START, "end_lsn": START, "pg_version": 16, "flavour": "stock"}
+    with pytest.raises(RequestError, match="EOF marker"):
+        await tenant.import_base_backup(ROOT, body(b"bad"), **arguments)  # type: ignore[arg-type]
+    assert ROOT not in tenant.timelines
+    assert not paths.timeline_directory(tmp_path, TENANT, ROOT).exists()
+    await tenant.import_base_backup(ROOT, body(b"good"), **arguments)  # type: ignore[arg-type]
+    await tenant.import_wal(ROOT, body(b""), start_lsn=START, end_lsn=START + 8)
+    assert tenant.get_timeline(ROOT).durable_lsn == START + 8
+    await world.manager.shut_down()
+
+
+def make(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
+def remove_layers(directory: Path) -> None:
+    for name in os.listdir(directory):
+        (directory / name).unlink()

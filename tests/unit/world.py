@@ -1,0 +1,286 @@
+"""A small world for tests without the compiled engine: a store that keeps values in memory and writes made-up layer
+files.
+
+`FakeStore` fits the protocol of `timeline/engine.py` as far as decisions can tell: freezing, flushing, layers on disk,
+failing when told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from pageserver.clock import SystemClock
+from pageserver.config import ServerSettings, parse_settings
+from pageserver.errors import MissingKeyError, RequestError
+from pageserver.ids import Generation, TenantId, TenantShardId, TimelineId
+from pageserver.lsn import Lsn
+from pageserver.remote import GenerationClaim, LayerName, LocalStore, paths
+from pageserver.remote.source_document import Flavour, SourceDocument, SourceTraits
+from pageserver.tenant import RootParameters, SourceSlot, TenantManager, TenantResources, WalSource
+from pageserver.timeline import RedoPool, SourceStatus, StoreParameters, Timeline
+
+TENANT = TenantShardId(TenantId(bytes.fromhex("aa" * 16)))
+ROOT = TimelineId(bytes.fromhex("11" * 16))
+BRANCH = TimelineId(bytes.fromhex("22" * 16))
+START = Lsn(0x2000028)
+
+_FULL = "0" * 36 + "-" + "F" * 36
+_instances = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class FakeLayer:
+    name: str
+    file_size: int
+    kind: str = "delta"
+    key_start: bytes = bytes(18)
+    key_end: bytes = b"\xff" * 18
+    lsn_start: int = 0
+    lsn_end: int = 0
+    is_l0: bool = True
+
+
+@dataclass(frozen=True)
+class FakeOpenLayer:
+    size_bytes: int
+    lsn_start: int
+    age_seconds: float = 0.0
+
+
+@dataclass
+class FakeStore:
+    parameters: StoreParameters
+    values: dict[bytes, bytes] = field(default_factory=dict)
+    named: dict[str, FakeLayer] = field(default_factory=dict)
+    frozen: list[tuple[int, int]] = field(default_factory=list)
+    size_bytes: int = 0
+    fail_flush: Exception | None = None
+    is_shut_down: bool = False
+
+    def __post_init__(self) -> None:
+        self.last_record_lsn = int(self.parameters.last_record_lsn)
+        self.prev_record_lsn = int(self.parameters.prev_record_lsn)
+        self.disk_consistent_lsn = int(self.parameters.disk_consistent_lsn)
+        self.gc_cutoff = int(self.parameters.gc_cutoff_lsn)
+        self.next_open_at = int(self.parameters.next_open_layer_at)
+
+    def ingest(self, lsn: int, size_bytes: int = 100) -> None:
+        self.prev_record_lsn, self.last_record_lsn = self.last_record_lsn, lsn
+        self.size_bytes += size_bytes
+
+    def set_gc_cutoff(self, lsn: int) -> None:
+        self.gc_cutoff = lsn
+
+    def add_layer(self, name: str, path: str, file_size: int) -> None:
+        assert Path(path).stat().st_size == file_size
+        self.named[name] = FakeLayer(name, file_size)
+
+    def remove_layers(self, names: list[str]) -> None:
+        for name in names:
+            del self.named[name]
+
+    def layers(self) -> list[Any]:
+        return list(self.named.values())
+
+    def get(self, key: bytes, lsn: int) -> bytes:
+        if key not in self.values:
+            raise MissingKeyError(key=key, lsn=lsn)
+        return self.values[key]
+
+    def get_many(self, keys: list[bytes], lsn: int) -> list[bytes | None]:
+        return [self.values.get(key) for key in keys]
+
+    def scan(self, start: bytes, end: bytes, lsn: int) -> list[tuple[bytes, bytes]]:
+        return sorted((key, value) for key, value in self.values.items() if start <= key < end)
+
+    def open_layer(self) -> FakeOpenLayer | None:
+        return FakeOpenLayer(self.size_bytes, self.next_open_at) if self.size_bytes else None
+
+    def frozen_layers(self) -> int:
+        return len(self.frozen)
+
+    def freeze(self) -> int | None:
+        if not self.size_bytes:
+            return None
+        end = self.last_record_lsn + 1
+        self.frozen.append((self.next_open_at, end))
+        self.next_open_at, self.size_bytes = end, 0
+        return end
+
+    def flush_oldest(self, generation: int | None) -> FakeLayer | None:
+        if not self.frozen:
+            return None
+        if self.fail_flush is not None:
+            raise self.fail_flush
+        start, end = self.frozen[0]
+        layer = self.write_layer(f"{_FULL}__{start:016X}-{end:016X}", generation)
+        del self.frozen[0]
+        self.disk_consistent_lsn = end - 1
+        return layer
+
+    def write_layer(self, name: str, generation: int | None) -> FakeLayer:
+        content = name.encode()
+        local = paths.local_layer_name(str(LayerName.parse(name)), Generation(generation))
+        (self.parameters.directory / local).write_bytes(content)
+        self.named[name] = FakeLayer(name, len(content))
+        return self.named[name]
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+
+class FakeEngine:
+    def __init__(self) -> None:
+        self.stores: list[FakeStore] = []
+
+    def open_store(self, parameters: StoreParameters) -> FakeStore:
+        self.stores.append(FakeStore(parameters))
+        return self.stores[-1]
+
+    def open_redo(self, shard: TenantShardId) -> RedoPool | None:
+        return None
+
+
+class FakePages:
+    def __init__(self) -> None:
+        self.attached: set[TimelineId] = set()
+
+    def attach(self, timeline: Timeline) -> None:
+        self.attached.add(timeline.timeline_id)
+
+    def detach(self, timeline: Timeline) -> None:
+        self.attached.discard(timeline.timeline_id)
+
+
+class FakeSource:
+    """Imports an image layer if it has to, then does nothing; `script` may make it fail."""
+
+    def __init__(self, slot: SourceSlot, way_in: FakeWayIn) -> None:
+        self.slot = slot
+        self.way_in = way_in
+
+    async def run(self) -> None:
+        document = self.slot.document
+        assert document is not None
+        if document.is_importing:
+            if self.way_in.fail_import is not None:
+                raise self.way_in.fail_import
+            timeline = await self.slot.begin(
+                RootParameters(16, START, SourceTraits("stock"), readable_from=START + 0x100)
+            )
+            await write_image(timeline)
+            if self.way_in.die_before_finish:
+                return
+            await self.slot.finish({**document.body, "state": "ready"})
+
+    def status(self) -> SourceStatus:
+        return SourceStatus(text="streaming", connection="host=primary")
+
+
+class FakeWayIn:
+    def __init__(self) -> None:
+        self.fail_import: Exception | None = None
+        self.die_before_finish = False
+
+    async def prepare_primary(self, slot: SourceSlot, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        if options.get("conninfo") == "minimal":
+            raise RequestError("wal_level is minimal", hint="set it to replica")
+        return {"state": "importing", "flavour": "stock", "pg_version": 16, "connection": options["conninfo"]}
+
+    def open_source(self, slot: SourceSlot) -> WalSource | None:
+        if slot.document is None or "connection" not in slot.document.body:
+            return None
+        return FakeSource(slot, self)
+
+    def document_of_branch(self, document: SourceDocument, *, branch_lsn: Lsn) -> Mapping[str, Any]:
+        return {key: value for key, value in document.body.items() if key != "connection"}
+
+    async def import_base_backup(
+        self,
+        slot: SourceSlot,
+        body: AsyncIterator[bytes],
+        *,
+        base_lsn: Lsn,
+        end_lsn: Lsn,
+        pg_version: int,
+        flavour: Flavour,
+    ) -> None:
+        content = b"".join([piece async for piece in body])
+        timeline = await slot.begin(RootParameters(pg_version, base_lsn, SourceTraits(flavour)))
+        if content != b"good":
+            raise RequestError("invalid tar EOF marker")
+        await write_image(timeline, base_lsn)
+        await slot.finish({"state": "ready", "flavour": flavour, "pg_version": pg_version})
+
+    async def import_wal(self, timeline: Timeline, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
+        async for _ in body:
+            continue
+        store_of(timeline).ingest(end_lsn)
+        await timeline.freeze_and_flush()
+
+
+async def write_image(timeline: Timeline, lsn: Lsn = START) -> None:
+    """Give a fresh root timeline its first layer."""
+    layer = store_of(timeline).write_layer(f"{_FULL}__{int(lsn):016X}", timeline.generation.number)
+    store_of(timeline).disk_consistent_lsn = int(lsn)
+    await timeline.publish_layers([layer], disk_consistent_lsn=lsn)
+
+
+def store_of(timeline: Timeline) -> FakeStore:
+    assert isinstance(timeline.store, FakeStore)
+    return timeline.store
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until a condition that others bring about holds; fails after 5 seconds."""
+    async with asyncio.timeout(5):
+        while not await condition():  # noqa: ASYNC110 - a test watches from outside and has no event to wait for
+            await asyncio.sleep(0)
+
+
+@dataclass
+class World:
+    """One server's tenants in a directory."""
+
+    workdir: Path
+    manager: TenantManager
+    resources: TenantResources
+    engine: FakeEngine
+    pages: FakePages
+    way_in: FakeWayIn
+    storage: LocalStore
+
+    @classmethod
+    async def start(
+        cls, workdir: Path, *, bucket: Path | None = None, way_in: FakeWayIn | None = None, **settings: Any
+    ) -> World:
+        """Start in `workdir`, over what an earlier world left there. With `bucket`, layers are stored there as well."""
+        engine, pages, way_in = FakeEngine(), FakePages(), way_in or FakeWayIn()
+        storage = LocalStore(bucket or workdir / "local-storage")
+        number = next(_instances)
+        resources = TenantResources(
+            workdir=workdir,
+            node_id=1234,
+            settings=parse_settings(settings) if settings else ServerSettings(),
+            storage=storage,
+            stores_layers=bucket is not None,
+            engine=engine,
+            pages=pages,
+            way_in=way_in,
+            claim=GenerationClaim(1234, f"instance {number}", "host", datetime.now(UTC).isoformat()),
+            clock=SystemClock(),
+            log=structlog.get_logger(),
+        )
+        manager = TenantManager(resources)
+        await manager.load_from_disk()
+        for tenant in manager.attached():
+            await tenant.wait_active(10)
+        return cls(workdir, manager, resources, engine, pages, way_in, storage)
