@@ -4,9 +4,13 @@
 //! thread, never reads a clock: the same input gives the same output. `pagestore` adds disk, `pageserve` sockets.
 #![forbid(unsafe_code)]
 
+pub mod checksum;
 pub mod key;
 pub mod layer;
 pub mod lsn;
+pub mod mask;
+pub mod page;
+pub mod redo;
 pub mod shard;
 pub mod value;
 pub mod wal;
