@@ -1,0 +1,627 @@
+//! The pagestream: GetPage and its relatives over COPY BOTH, on a thread of the connection's own.
+//!
+//! ```text
+//! read what has arrived ─▶ cut into batches ─▶ one vectored read each ─▶ one write of all answers ─▶ read again
+//! ```
+//! A thread per pagestream, because reads block (disk, redo process, download) and because a hop between threads costs
+//! more than a page that is in memory. Requests queue up in the socket while a batch executes, so batches grow exactly
+//! while the executor is busy, as spec page-service.md 4.2 wants, and a client that does not read stops being read.
+//!
+//! Invariants: answers leave in the order of requests; no handle and no GC hold is kept while the socket is read or
+//! written, or while another timeline is resolved; every other wait ends when the timeline closes or the service stops.
+//! While a request waits or reads, no earlier answer waits in the output buffer: it is written before a batch begins.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pagecore::key::{FSM_FORK, VM_FORK};
+use pagecore::{Key, Lsn, RelTag, SlruKind, BLCKSZ};
+
+use crate::buffer::InputBuffer;
+use crate::error::{PageError, QueryError};
+use crate::handler::LogLevel;
+use crate::ids::{TenantId, TimelineId};
+use crate::lookup::Lookup;
+use crate::lsn_rules::effective_lsn;
+use crate::metrics::{BatchBreak, HandlerOutcome, RequestKind};
+use crate::protocol::frontend::{message_name, next_frame};
+use crate::protocol::pagestream::{Answer, Body, DecodeError, Header, Request, Version, MAX_SLRU_BLOCKS, TAG_TEST};
+use crate::registry::ResolveError;
+use crate::service::{Batching, Context, ServiceConfig};
+use crate::source::{GcHold, ReadAt, ReadError};
+use crate::timeline::{Closed, Handle, ShardSelector, WaitError};
+
+/// The default tablespace: the only one that DbSize counts.
+const DEFAULT_TABLESPACE: u32 = 1663;
+/// After so long without a request the buffers are given back.
+const RELEASE_AFTER: Duration = Duration::from_secs(10);
+static ZERO_PAGE: [u8; BLCKSZ] = [0; BLCKSZ];
+
+/// How a pagestream ends other than politely.
+#[derive(Debug)]
+pub(crate) enum StreamEnd {
+    /// The client gets an ErrorResponse behind the answers that are still in the buffer.
+    Query(QueryError),
+    /// Nothing more can or should be sent.
+    Close(String),
+}
+
+type Flow = Result<(), StreamEnd>;
+
+/// One GetPage request in a batch.
+#[derive(Clone, Copy)]
+struct Member {
+    header: Header,
+    rel: RelTag,
+    block: u32,
+    lsn: Lsn,
+}
+
+/// What the batch found for a member.
+enum Found {
+    /// Index into the results of the vectored read.
+    Read(usize),
+    Zero,
+    Failed(ReadError),
+}
+
+/// Requests that become one vectored read. Buffers are kept from batch to batch.
+#[derive(Default)]
+struct Batch {
+    handle: Option<Handle>,
+    hold: GcHold,
+    members: Vec<Member>,
+    max_lsn: Lsn,
+    is_uniform_lsn: bool,
+    found: Vec<Found>,
+    keys: Vec<(Key, Lsn)>,
+    pages: Vec<Result<Bytes, ReadError>>,
+}
+
+pub(crate) struct PageStream {
+    pub context: Arc<Context>,
+    pub version: Version,
+    pub tenant: TenantId,
+    pub timeline: TimelineId,
+    pub stream: Arc<TcpStream>,
+    pub input: InputBuffer,
+    pub output: Vec<u8>,
+    pub lookup: Lookup,
+    batch: Batch,
+}
+
+impl PageStream {
+    pub fn new(
+        context: Arc<Context>,
+        version: Version,
+        (tenant, timeline): (TenantId, TimelineId),
+        stream: Arc<TcpStream>,
+        input: InputBuffer,
+        lookup: Lookup,
+    ) -> PageStream {
+        let batch = Batch::default();
+        PageStream { context, version, tenant, timeline, stream, input, output: Vec::new(), lookup, batch }
+    }
+
+    /// Serves until the client ends the COPY (Ok: Terminate or EOF) or something fails. Blocks.
+    pub fn run(&mut self) -> Flow {
+        loop {
+            let input = std::mem::take(&mut self.input);
+            let (input, flow) = self.serve_arrived(input);
+            self.input = input;
+            // Whatever ended the loop, the answers before it are sent first; an ErrorResponse follows them.
+            if flow? || !self.read_more()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Answers all complete requests of `input`. True: the client ended the stream.
+    fn serve_arrived(&mut self, mut input: InputBuffer) -> (InputBuffer, Result<bool, StreamEnd>) {
+        let result = loop {
+            let frame = match next_frame(input.bytes()) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => {
+                    break self.execute_batch(BatchBreak::ExecutorSteal).and_then(|()| self.flush()).map(|()| false)
+                }
+                Err(error) => break self.end_with(QueryError::Disconnected(error.to_string())),
+            };
+            let served = match frame.tag {
+                b'd' => self.take_request(frame.body),
+                b'X' => {
+                    break self
+                        .execute_batch(BatchBreak::NonBatchableRequest)
+                        .and_then(|()| self.flush())
+                        .map(|()| true)
+                }
+                tag => {
+                    let error = match message_name(tag) {
+                        Some(name) => QueryError::Other(format!("unexpected message: {name} during COPY")),
+                        None => QueryError::Disconnected(format!("unknown message type {tag:#04x}")),
+                    };
+                    let len = frame.len;
+                    let ended = self.end_with(error);
+                    input.consume(len);
+                    break ended;
+                }
+            };
+            let len = frame.len;
+            input.consume(len);
+            if let Err(end) = served {
+                break Err(end);
+            }
+        };
+        (input, result)
+    }
+
+    /// What came before the error is still answered.
+    fn end_with(&mut self, error: QueryError) -> Result<bool, StreamEnd> {
+        self.execute_batch(BatchBreak::NonBatchableRequest)?;
+        Err(StreamEnd::Query(error))
+    }
+
+    fn take_request(&mut self, payload: &[u8]) -> Flow {
+        let is_refused = payload.first() == Some(&TAG_TEST) && !self.context.config.allow_test_messages;
+        let request = match is_refused {
+            true => Err(DecodeError::Tag(TAG_TEST)),
+            false => Request::decode(self.version, payload),
+        };
+        match request {
+            Err(error) => self.end_with(QueryError::Other(error.to_string())).map(|_| ()),
+            Ok(Request { header, body: Body::GetPage { rel, block } }) => self.take_get_page(header, rel, block),
+            Ok(request) => {
+                self.execute_batch(BatchBreak::NonBatchableRequest)?;
+                self.execute_other(&request)
+            }
+        }
+    }
+
+    // --- finding the timeline -------------------------------------------------------------------------------------
+
+    /// Runs an asynchronous wait of this thread. None: the service stops.
+    fn wait<T>(&self, future: impl std::future::Future<Output = T>) -> Option<T> {
+        let mut stopping = self.context.stopping.subscribe();
+        self.context.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                output = future => Some(output),
+                _ = stopping.wait_for(|stopping| *stopping) => None,
+            }
+        })
+    }
+
+    fn stopped(&mut self) -> StreamEnd {
+        // What is already in the buffer still goes out; the service cuts the socket if that takes too long.
+        match self.flush() {
+            Ok(()) => StreamEnd::Close("service stops".to_string()),
+            Err(end) => end,
+        }
+    }
+
+    /// The handle of the shard that holds what is asked for. Must not be called with a batch waiting.
+    fn resolve(&mut self, selector: ShardSelector) -> Result<Result<Handle, ResolveError>, StreamEnd> {
+        match self.lookup.cached(self.tenant, self.timeline, selector) {
+            Ok(Some(handle)) => return Ok(Ok(handle)),
+            Ok(None) => {}
+            Err(error) => return Ok(Err(error)),
+        }
+        let mut lookup = std::mem::take(&mut self.lookup);
+        let found = self.wait(lookup.resolve(&self.context, self.tenant, self.timeline, selector));
+        self.lookup = lookup;
+        match found {
+            None => Err(self.stopped()),
+            Some(found) => {
+                if matches!(found, Err(ResolveError::NoShard(_))) {
+                    self.context.metrics.misrouted_requests.fetch_add(1, Relaxed);
+                }
+                Ok(found)
+            }
+        }
+    }
+
+    /// Sleeps for the shard's throttle; delays everything behind it on this connection. Holds nothing meanwhile.
+    fn pause(&mut self, handle: Handle, pause: Duration) -> Flow {
+        handle.metrics.throttled_requests.fetch_add(1, Relaxed);
+        let mut closed = handle.watch_closed();
+        drop(handle);
+        self.execute_batch(BatchBreak::ExecutorSteal)?;
+        self.flush()?;
+        let slept = self.wait(async {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => None,
+                why = closed.wait_for(Option::is_some) => Some(why.map_or(None, |why| *why)),
+            }
+        });
+        match slept {
+            None => Err(self.stopped()),
+            Some(None) => Ok(()),
+            Some(Some(why)) => {
+                let error = closed_error(why.unwrap_or(Closed::Shutdown));
+                self.count(&error);
+                Err(StreamEnd::Query(error.client_text().err().unwrap_or(QueryError::Shutdown)))
+            }
+        }
+    }
+
+    // --- GetPage --------------------------------------------------------------------------------------------------
+
+    /// Adds the request to the batch; what cannot be joined is executed first.
+    fn take_get_page(&mut self, header: Header, rel: RelTag, block: u32) -> Flow {
+        self.context.metrics.request_started(RequestKind::GetPage);
+        let key = Key::rel_block(rel, block);
+        let mut has_token = false;
+        loop {
+            let same = self.batch.handle.as_ref().filter(|handle| handle.shard_of(&key) == handle.shard_index().number);
+            let handle = match same {
+                Some(handle) => Arc::clone(handle),
+                None => {
+                    self.execute_batch(BatchBreak::NonUniformTimeline)?;
+                    self.flush()?;
+                    match self.resolve(ShardSelector::Page(key))? {
+                        Ok(handle) => handle,
+                        Err(error) => return self.answer_error(&request(header, rel, block), error.for_get_page()),
+                    }
+                }
+            };
+            if !std::mem::replace(&mut has_token, true) {
+                handle.metrics.get_page_started.fetch_add(1, Relaxed);
+                if let Some(pause) = handle.throttle.reserve(Instant::now()) {
+                    self.pause(handle, pause)?;
+                    continue;
+                }
+            }
+            let source = handle.source();
+            // Taken before the cutoff is read, kept until the batch is done.
+            let hold = if self.batch.members.is_empty() { source.hold_gc() } else { None };
+            let readable = |lsn| handle.is_readable_below_cutoff(lsn);
+            let lsn = match effective_lsn(&header, source.last_record_lsn(), source.gc_cutoff(), readable) {
+                Ok(lsn) => lsn,
+                Err(error) => {
+                    drop((hold, handle));
+                    self.execute_batch(BatchBreak::NonBatchableRequest)?;
+                    return self.answer_error(&request(header, rel, block), error);
+                }
+            };
+            let member = Member { header, rel, block, lsn };
+            let batch = &mut self.batch;
+            if batch.members.is_empty() {
+                batch.handle = Some(handle);
+                batch.hold = hold;
+                batch.max_lsn = lsn;
+                batch.is_uniform_lsn = true;
+            } else if let Some(reason) = break_reason(batch, &member, &self.context.config) {
+                drop((hold, handle));
+                self.execute_batch(reason)?;
+                continue;
+            }
+            batch.is_uniform_lsn &= lsn == batch.max_lsn;
+            batch.max_lsn = batch.max_lsn.max(lsn);
+            batch.members.push(member);
+            return Ok(());
+        }
+    }
+
+    /// Reads and answers what is waiting.
+    fn execute_batch(&mut self, reason: BatchBreak) -> Flow {
+        let Some(handle) = self.batch.handle.take() else { return Ok(()) };
+        let mut batch = std::mem::take(&mut self.batch);
+        let result = self.execute_members(&handle, &mut batch, reason);
+        drop(batch.hold.take());
+        drop(handle);
+        batch.members.clear();
+        batch.found.clear();
+        batch.keys.clear();
+        batch.pages.clear();
+        self.batch = batch;
+        result
+    }
+
+    fn execute_members(&mut self, handle: &Handle, batch: &mut Batch, reason: BatchBreak) -> Flow {
+        let started = Instant::now();
+        let count = batch.members.len();
+        let context = Arc::clone(&self.context);
+        context.metrics.batches.observe(count, reason);
+        handle.metrics.batches.observe(count, reason);
+        if let Err(error) = self.wait_for_lsn(handle, batch.max_lsn)? {
+            for member in &batch.members {
+                self.answer_error(&request(member.header, member.rel, member.block), error.clone())?;
+            }
+            return Ok(());
+        }
+        plan_reads(handle, batch);
+        if !batch.keys.is_empty() {
+            handle.source().get_pages(&batch.keys, &mut batch.pages);
+        }
+        let took = started.elapsed();
+        context.metrics.requests_executed(RequestKind::GetPage, took, count as u64);
+        handle.metrics.get_page_seconds.observe(took, count as u64);
+        let mut answered = 0;
+        let mut result = Ok(());
+        for (member, found) in batch.members.iter().zip(&batch.found) {
+            let request = request(member.header, member.rel, member.block);
+            let page = match found {
+                Found::Zero => Ok(&ZERO_PAGE[..]),
+                Found::Failed(error) => Err(error.clone()),
+                Found::Read(index) => match batch.pages.get(*index) {
+                    Some(Ok(page)) if page.len() == BLCKSZ => Ok(&page[..]),
+                    Some(Ok(page)) => Err(ReadError::Failed(format!("page has {} bytes", page.len()))),
+                    Some(Err(error)) => Err(error.clone()),
+                    None => Err(ReadError::Failed("the vectored read gave too few pages".to_string())),
+                },
+            };
+            match page {
+                Ok(page) => {
+                    answered += 1;
+                    request.respond(self.version, &Answer::Page(page), &mut self.output);
+                }
+                Err(error) => {
+                    result = self.answer_error(&request, page_error(error, handle, &request.body));
+                    if result.is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        context.metrics.outcome(HandlerOutcome::Success, answered);
+        result
+    }
+
+    /// The inner error is for each request that waited.
+    fn wait_for_lsn(&mut self, handle: &Handle, lsn: Lsn) -> Result<Result<(), PageError>, StreamEnd> {
+        if lsn <= handle.source().last_record_lsn() {
+            return Ok(Ok(()));
+        }
+        let timeout = self.context.config.wait_lsn_timeout;
+        match self.wait(handle.wait_for_lsn(lsn, timeout)) {
+            None => Err(self.stopped()),
+            Some(Ok(())) => Ok(Ok(())),
+            Some(Err(WaitError::Timeout(text))) => Ok(Err(PageError::LsnTimeout(text))),
+            Some(Err(WaitError::Closed(why))) => Ok(Err(closed_error(why))),
+        }
+    }
+
+    // --- everything else ------------------------------------------------------------------------------------------
+
+    fn execute_other(&mut self, request: &Request<'_>) -> Flow {
+        let kind = match request.body {
+            Body::Exists { .. } => RequestKind::Exists,
+            Body::Nblocks { .. } => RequestKind::Nblocks,
+            Body::GetPage { .. } => RequestKind::GetPage,
+            Body::DbSize { .. } => RequestKind::DbSize,
+            Body::SlruSegment { .. } => RequestKind::SlruSegment,
+            Body::Test { .. } => RequestKind::Test,
+        };
+        self.context.metrics.request_started(kind);
+        if let Body::Test { message, .. } = request.body {
+            request.respond(self.version, &Answer::Test(message), &mut self.output);
+            return Ok(());
+        }
+        self.flush()?;
+        let mut has_token = false;
+        let handle = loop {
+            let handle = match self.resolve(ShardSelector::Zero)? {
+                Ok(handle) => handle,
+                Err(error) => return Err(StreamEnd::Query(error.for_command())),
+            };
+            if std::mem::replace(&mut has_token, true) {
+                break handle;
+            }
+            match handle.throttle.reserve(Instant::now()) {
+                None => break handle,
+                Some(pause) => self.pause(handle, pause)?,
+            }
+        };
+        let started = Instant::now();
+        let _hold = handle.source().hold_gc();
+        let source = handle.source();
+        let readable = |lsn| handle.is_readable_below_cutoff(lsn);
+        let answer = match effective_lsn(&request.header, source.last_record_lsn(), source.gc_cutoff(), readable) {
+            Err(error) => Err(error),
+            Ok(lsn) => match self.wait_for_lsn(&handle, lsn)? {
+                Err(error) => Err(error),
+                Ok(()) => {
+                    let at = ReadAt { lsn, latest: request.header.request_lsn == Lsn::MAX };
+                    self.read_other(&handle, request, at)
+                }
+            },
+        };
+        self.context.metrics.requests_executed(kind, started.elapsed(), 1);
+        match answer {
+            Ok(()) => {
+                self.context.metrics.outcome(HandlerOutcome::Success, 1);
+                Ok(())
+            }
+            Err(error) => self.answer_error(request, error),
+        }
+    }
+
+    fn read_other(&mut self, handle: &Handle, request: &Request<'_>, at: ReadAt) -> Result<(), PageError> {
+        let source = handle.source();
+        let failed = |error| page_error(error, handle, &request.body);
+        let mut segment = Vec::new();
+        let answer = match request.body {
+            Body::Exists { rel } => {
+                check_relnode(rel).map_err(failed)?;
+                Answer::Exists(source.rel_exists(rel, at).map_err(failed)?)
+            }
+            Body::Nblocks { rel } => {
+                check_relnode(rel).map_err(failed)?;
+                Answer::Nblocks(rel_size_or_zero(handle, rel, at).map_err(failed)?)
+            }
+            Body::DbSize { dbnode } => {
+                let blocks = source.db_size(DEFAULT_TABLESPACE, dbnode, at).map_err(failed)?;
+                Answer::DbSize(i64::try_from(blocks.saturating_mul(BLCKSZ as u64)).unwrap_or(i64::MAX))
+            }
+            Body::SlruSegment { kind, segno } => {
+                let kind =
+                    SlruKind::from_u8(kind).ok_or_else(|| PageError::BadRequest("invalid SLRU kind".to_string()))?;
+                let blocks = source.slru_segment(kind, segno, at).map_err(failed)?;
+                if blocks.len() > MAX_SLRU_BLOCKS {
+                    let text = format!("SLRU segment has {} blocks, the client has room for 32", blocks.len());
+                    return Err(failed(ReadError::Failed(text)));
+                }
+                for block in &blocks {
+                    let page = block.get(..BLCKSZ);
+                    let short = || ReadError::Failed(format!("SLRU block has {} bytes", block.len()));
+                    segment.extend_from_slice(page.ok_or_else(short).map_err(failed)?);
+                }
+                Answer::SlruSegment(&segment)
+            }
+            // Both are answered elsewhere.
+            Body::GetPage { .. } | Body::Test { .. } => {
+                return Err(PageError::BadRequest("invalid request".to_string()))
+            }
+        };
+        request.respond(self.version, &answer, &mut self.output);
+        Ok(())
+    }
+
+    // --- answers and the socket -----------------------------------------------------------------------------------
+
+    fn count(&self, error: &PageError) {
+        let outcome = match error {
+            PageError::Read(_) | PageError::LsnTimeout(_) | PageError::Reconnect => HandlerOutcome::InternalError,
+            PageError::Shutdown | PageError::NotFound(_) | PageError::BadRequest(_) => HandlerOutcome::OtherError,
+        };
+        self.context.metrics.outcome(outcome, 1);
+    }
+
+    /// An Error message in the request's place, or the end of the pagestream.
+    fn answer_error(&mut self, request: &Request<'_>, error: PageError) -> Flow {
+        self.count(&error);
+        if let PageError::Read(_) = error {
+            let text = format!("{error} (tenant {}, timeline {})", self.tenant, self.timeline);
+            self.context.handler.log(LogLevel::Error, &text);
+        }
+        let text = error.client_text().map_err(StreamEnd::Query)?;
+        request.respond(self.version, &Answer::Error(&text), &mut self.output);
+        Ok(())
+    }
+
+    /// Blocks while the client does not read: nothing may be held here.
+    fn flush(&mut self) -> Flow {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        let started = Instant::now();
+        let written = (&*self.stream).write_all(&self.output);
+        self.output.clear();
+        self.context.metrics.flush_micros.fetch_add(started.elapsed().as_micros() as u64, Relaxed);
+        written.map_err(|error| StreamEnd::Close(error.to_string()))
+    }
+
+    /// Blocks until at least one byte arrives. False: the client closed its side.
+    fn read_more(&mut self) -> Result<bool, StreamEnd> {
+        let mut idle = Duration::ZERO;
+        let limit = self.context.config.read_timeout;
+        loop {
+            if *self.context.stopping.borrow() {
+                return Err(self.stopped());
+            }
+            match (&*self.stream).read(self.input.space()) {
+                Ok(0) if *self.context.stopping.borrow() => return Err(self.stopped()),
+                Ok(0) => return Ok(false),
+                Ok(n) => {
+                    self.input.filled(n);
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    idle += self.read_slice();
+                    if idle >= limit {
+                        return Err(StreamEnd::Query(QueryError::Disconnected("timed out".to_string())));
+                    }
+                    self.input.release_if_empty();
+                    self.output = Vec::new();
+                    self.batch = Batch::default();
+                }
+                Err(error) => return Err(StreamEnd::Query(QueryError::Disconnected(error.to_string()))),
+            }
+        }
+    }
+
+    /// The socket's own time-out: the read time-out in slices, so that an idle connection gives its buffers back.
+    pub fn read_slice(&self) -> Duration {
+        self.context.config.read_timeout.min(RELEASE_AFTER).max(Duration::from_millis(1))
+    }
+}
+
+/// Why the member cannot join the batch that is waiting (spec 4.3, in this order).
+fn break_reason(batch: &Batch, member: &Member, config: &ServiceConfig) -> Option<BatchBreak> {
+    if batch.members.len() >= config.max_batch_size {
+        return Some(BatchBreak::BatchFull);
+    }
+    if batch.is_uniform_lsn && member.lsn == batch.max_lsn {
+        return None;
+    }
+    match config.batching {
+        Batching::UniformLsn => Some(BatchBreak::NonUniformLsn),
+        Batching::ScatteredLsn => batch
+            .members
+            .iter()
+            .any(|other| other.lsn != member.lsn && other.block == member.block && other.rel == member.rel)
+            .then_some(BatchBreak::SamePageAtDifferentLsn),
+    }
+}
+
+fn request(header: Header, rel: RelTag, block: u32) -> Request<'static> {
+    Request { header, body: Body::GetPage { rel, block } }
+}
+
+fn closed_error(why: Closed) -> PageError {
+    match why {
+        Closed::Shutdown => PageError::Shutdown,
+        Closed::Reconnect => PageError::Reconnect,
+    }
+}
+
+fn page_error(error: ReadError, handle: &Handle, body: &Body<'_>) -> PageError {
+    match error {
+        // A read that fails because its timeline closed under it must not reach the user's statement.
+        ReadError::Stopped => PageError::Shutdown,
+        ReadError::Failed(_) if handle.watch_closed().borrow().is_some() => PageError::Shutdown,
+        ReadError::Failed(text) => PageError::Read(format!("{text} ({body:?})")),
+    }
+}
+
+fn check_relnode(rel: RelTag) -> Result<(), ReadError> {
+    match rel.relnode {
+        0 => Err(ReadError::Failed("relation number 0".to_string())),
+        _ => Ok(()),
+    }
+}
+
+/// PostgreSQL creates the free space and visibility map forks on demand and asks for their size first.
+fn rel_size_or_zero(handle: &Handle, rel: RelTag, at: ReadAt) -> Result<u32, ReadError> {
+    match handle.source().rel_size(rel, at)? {
+        Some(blocks) => Ok(blocks),
+        None if matches!(rel.forknum, FSM_FORK | VM_FORK) => Ok(0),
+        None => Err(ReadError::Failed(format!("relation {rel} not found at {}", at.lsn))),
+    }
+}
+
+/// Looks up sizes and decides which members need a read. Neighbours mostly ask for the same relation at the same LSN.
+fn plan_reads(handle: &Handle, batch: &mut Batch) {
+    let mut known: Option<(RelTag, ReadAt, Result<u32, ReadError>)> = None;
+    for member in &batch.members {
+        let at = ReadAt { lsn: member.lsn, latest: member.header.request_lsn == Lsn::MAX };
+        let is_known = matches!(&known, Some((rel, known_at, _)) if *rel == member.rel && *known_at == at);
+        if !is_known {
+            let size = check_relnode(member.rel).and_then(|()| rel_size_or_zero(handle, member.rel, at));
+            known = Some((member.rel, at, size));
+        }
+        let found = match &known {
+            Some((_, _, Ok(blocks))) if member.block < *blocks => {
+                batch.keys.push((Key::rel_block(member.rel, member.block), member.lsn));
+                Found::Read(batch.keys.len() - 1)
+            }
+            Some((_, _, Err(error))) => Found::Failed(error.clone()),
+            _ => Found::Zero,
+        };
+        batch.found.push(found);
+    }
+}
