@@ -1,0 +1,51 @@
+"""The torture load itself: it runs, holds still, and its sums mean something."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.postgres.server import PostgresServer, unprivileged_user
+from tests.torture.workload import SERVER_SETTINGS, PgbenchLoad, TortureLoad, table_sums
+
+
+def empty_directory_for_server(path: Path) -> Path:
+    """Return a directory that the server may use as a tablespace."""
+    path.mkdir(mode=0o700)
+    user = unprivileged_user()
+    if user is not None:
+        os.chown(path, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
+    return path
+
+
+@pytest.mark.parametrize("major", [15, 18])
+def test_the_load_runs_holds_still_and_is_summed_up(
+    major: int, make_server: Callable[..., PostgresServer], server_dir: Path
+) -> None:
+    """Goal: every actor works on this version, and a moment's sums are of that moment.
+
+    Method: a short run with two moments; after the last barrier nothing is written any more, so the sums of the
+    snapshots must equal those of the server after a crash and its recovery.
+    """
+    server = make_server(major, settings=SERVER_SETTINGS)
+    space = empty_directory_for_server(server_dir / "space")
+    with TortureLoad(server, seed=major, pgbench=PgbenchLoad(scale=1, clients=2), tablespace=space) as load:
+        load.prepare()
+        load.start()
+        load.run_for(6)
+        first = load.hold()
+        load.run_for(3)
+        load.stop()
+        last = load.hold()
+        assert all(steps > 0 for steps, _ in load.steps().values()), load.steps()
+        assert all(refused < steps for steps, refused in load.steps().values()), load.steps()
+        first_sums, last_sums = first.checksums(), last.checksums()
+    assert first_sums["postgres"]["public.pgbench_history"] != last_sums["postgres"]["public.pgbench_history"]
+    assert last.open_prepared
+    server.crash()
+    server.start()
+    assert table_sums(server) == last_sums
