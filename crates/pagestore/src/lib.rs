@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod error;
+pub mod ingest;
 pub mod inmemory;
 pub mod io;
 pub mod layer_file;

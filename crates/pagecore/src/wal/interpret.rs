@@ -100,8 +100,9 @@ impl Interpreter {
         Ok(())
     }
 
-    /// Layers of Neon's flavour hold keys in a compact form that has no room for most tablespaces (spec wal.md 3.1).
-    fn check_key(&self, lsn: Lsn, key: &Key) -> Result<(), WalError> {
+    /// Refuses keys that cannot be stored. Neon's flavour has a compact form of keys in which most tablespaces have
+    /// no room (spec wal.md 3.1).
+    pub fn check_key(&self, lsn: Lsn, key: &Key) -> Result<(), WalError> {
         if self.flavour == Flavour::Neon && !key.is_compactable() {
             return Err(WalError::UnsupportedKey { lsn, key: *key });
         }

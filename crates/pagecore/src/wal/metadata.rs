@@ -95,6 +95,11 @@ impl<'a> XactEnd<'a> {
         self.relations.groups::<3>().map(|[spc, db, rel]| (spc, db, rel))
     }
 
+    /// The transaction, then its subtransactions, in the order of the record.
+    pub fn xids(&self) -> impl Iterator<Item = u32> + 'a {
+        std::iter::once(self.xid).chain(self.subxacts.iter()).filter(|xid| *xid != 0)
+    }
+
     pub fn drops_relations(&self) -> bool {
         !self.relations.is_empty()
     }
