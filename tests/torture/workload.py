@@ -395,7 +395,8 @@ class _Snapshot:
                 (str(schema), str(name), str(kind))
                 for schema, name, kind in connection.execute(
                     "SELECT n.nspname, c.relname, c.relkind"
-                    " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'm', 'S') AND c.relpersistence = 'p'"
+                    " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+                    " WHERE c.relkind IN ('r', 'm', 'S') AND c.relpersistence = 'p'"
                     " AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') ORDER BY 1, 2"
                 ).fetchall()
             ]

@@ -1,0 +1,99 @@
+"""Takes WAL for one timeline: bytes to the engine, rare records to `apply.py`.
+
+`WalIngest` of the engine decodes and applies what is frequent, and hands back each record that decides about
+directories; `apply.py` writes its effects, then decoding goes on. All of it blocks: one worker thread at
+a time runs it.
+
+    take(bytes) ─▶ engine ─▶ DONE: everything complete is readable
+                      │  └──▶ ROLL: the open layer is full; freeze it, then go_on()
+                      └─────▶ rare record ─▶ apply.py ─▶ engine …
+
+Source: spec wal.md 4, 9.3; stock.md 1.5, 1.7.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import cast
+
+from pageserver import _core
+from pageserver.ids import ShardIdentity
+from pageserver.lsn import MAX_LSN, Lsn
+from pageserver.timeline.engine import TimelineStore
+from pageserver.wal.apply import RecordApplier
+from pageserver.wal.source_document import Flavour
+
+
+class IngestStep(Enum):
+    """Why ingest paused."""
+
+    DONE = "done"
+    ROLL = "roll"
+
+
+class WalApplier:
+    """The only writer of a timeline, from `start` on. After an error it is of no more use.
+
+    `consistent_from`: where the base copy is consistent; none if only the BACKUP_END record of `backup_start` tells.
+    """
+
+    def __init__(
+        self,
+        store: TimelineStore,
+        *,
+        start: Lsn,
+        checkpoint: bytes,
+        system_identifier: int | None,
+        check_prev: bool,
+        consistent_from: Lsn | None,
+        backup_start: Lsn | None,
+        checkpoint_distance: int,
+        pg_version: int,
+        flavour: Flavour,
+    ) -> None:
+        self._ingest = _core.WalIngest(
+            cast("_core.TimelineStore", store),
+            start_lsn=start,
+            checkpoint=checkpoint,
+            system_identifier=system_identifier,
+            check_prev=check_prev,
+            tolerant_until=MAX_LSN if consistent_from is None else consistent_from,
+            checkpoint_distance=checkpoint_distance,
+        )
+        self._applier = RecordApplier(
+            self._ingest, pg_version=pg_version, flavour=flavour.value, identity=ShardIdentity.unsharded()
+        )
+        self._backup_start = backup_start
+        self.consistent_from = consistent_from
+
+    @property
+    def lsn(self) -> Lsn:
+        """End of the last record taken."""
+        return Lsn(self._ingest.lsn)
+
+    @property
+    def records(self) -> int:
+        return self._ingest.records
+
+    def take(self, wal: bytes) -> IngestStep:
+        """Append bytes of the stream and take what is complete. Raises: CorruptDataError, StoppedError."""
+        self._ingest.feed(wal)
+        return self.go_on()
+
+    def go_on(self) -> IngestStep:
+        """Take what is complete."""
+        while True:
+            found = self._ingest.run()
+            if isinstance(found, str):
+                return IngestStep.ROLL if found == "roll" else IngestStep.DONE
+            self._note_backup_end(found)
+            self._applier.apply(found)
+
+    def _note_backup_end(self, record: _core.RareRecord) -> None:
+        """The record that ends the backup says where the copy is consistent, if nothing else did (stock.md 1.7)."""
+        detail = record.detail
+        if not isinstance(detail, _core.BackupEnd) or self.consistent_from is not None:
+            return
+        if self._backup_start is None or detail.start_lsn == self._backup_start:
+            self.consistent_from = Lsn(record.lsn)
+            self._ingest.tolerant_until = record.lsn

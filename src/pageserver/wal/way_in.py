@@ -1,0 +1,358 @@
+"""What the tenant asks of this room: check a primary, open a timeline's source, take histories that come as files.
+
+Source: spec stock.md 1, standalone.md 3, tenants.md 9.6 and 10.2; the seam is `tenant/way_in.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from pageserver.clock import Clock
+from pageserver.errors import ConflictError, PreconditionFailedError, RequestError, UnavailableError
+from pageserver.keyspace.key import Key
+from pageserver.lsn import MAX_LSN, Lsn
+from pageserver.postgres.control_file import ClusterState, ControlFile
+from pageserver.remote.source_document import Flavour as FlavourName
+from pageserver.remote.source_document import SourceDocument
+from pageserver.tenant.source_slot import RootParameters, SourceSlot
+from pageserver.tenant.way_in import WalSource
+from pageserver.timeline.engine import TimelineStore
+from pageserver.timeline.info import ImportProgress, SourceStatus
+from pageserver.timeline.timeline import Timeline
+from pageserver.wal.data_directory import DataDirectory, Spool, scan_data_directory
+from pageserver.wal.import_files import WalSegments, read_in_thread
+from pageserver.wal.ingest import WalApplier
+from pageserver.wal.primary import PrimaryConnection, PrimaryFacts, check_conninfo
+from pageserver.wal.primary_import import PrimaryImport, check_control_file, write_timeline
+from pageserver.wal.receiver import RetryPauses, WalReceiver
+from pageserver.wal.source_document import (
+    Flavour,
+    HistoryLine,
+    SourceState,
+    StoredSource,
+    parse_source,
+    slot_name,
+    source_body,
+)
+from pageserver.wal.source_errors import SourceRefusedError
+from pageserver.wal.tar_stream import Closing, TarReader
+from pageserver.wal.threads import run_blocking
+
+_CONNECT_TIMEOUT_SECONDS: Final = 10.0
+_SPOOL_DIRECTORY: Final = "importing"
+
+
+class PostgresWayIn:
+    """Sources over replication connections, and imports from files.
+
+    `workdir`: base backups are spooled below it. `node_id` names us in the primary's pg_stat_replication.
+    `image_compression` is the server's setting of that name.
+    """
+
+    def __init__(self, *, workdir: Path, node_id: int, image_compression: str, clock: Clock, log: Any) -> None:
+        self._spool_root = workdir / _SPOOL_DIRECTORY
+        self._application_name = f"pageserver-{node_id}"
+        self._compression = image_compression
+        self._clock = clock
+        self._log = log
+
+    async def remove_leftovers(self) -> None:
+        """Remove what imports that were killed have spooled. Called once, before tenants are attached."""
+        await run_blocking(lambda: shutil.rmtree(self._spool_root, ignore_errors=True))
+
+    async def prepare_primary(self, slot: SourceSlot, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Check a primary and return the document to store. Options: `conninfo`.
+
+        Raises: SourceRefusedError naming what is wrong, SourceUnavailableError.
+        """
+        conninfo = options.get("conninfo")
+        if not isinstance(conninfo, str):
+            raise RequestError("a timeline from a primary needs its connection string", hint="primary.conninfo")
+        if not slot.shard_identity.is_unsharded():
+            raise RequestError("a primary can only be followed by an unsharded tenant")
+        conninfo = check_conninfo(conninfo)
+
+        def probe() -> PrimaryFacts:
+            with PrimaryConnection.connect(
+                conninfo, application_name=self._application_name, timeout_seconds=_CONNECT_TIMEOUT_SECONDS
+            ) as connection:
+                return connection.read_facts()
+
+        facts = await run_blocking(probe)
+        source = StoredSource(
+            flavour=Flavour.STOCK,
+            pg_version=facts.major,
+            state=SourceState.IMPORTING,
+            connection=conninfo,
+            slot=slot_name(slot.timeline_id),
+            system_identifier=facts.identity.system_identifier,
+            pg_tli=facts.identity.pg_tli,
+            data_checksums=facts.data_checksums,
+            wal_log_hints=facts.wal_log_hints,
+        )
+        return source_body(source)
+
+    def open_source(self, slot: SourceSlot) -> WalSource | None:
+        """Return the source of a timeline that follows a primary, none for any other. Raises: SourceDocumentError."""
+        if slot.document is None or not slot.document.body.get("connection"):
+            return None
+        return PrimarySource(
+            slot,
+            parse_source(slot.document.body),
+            application_name=self._application_name,
+            compression=self._compression,
+            spool_directory=self._spool_of(slot),
+            clock=self._clock,
+            log=self._log.bind(tenant=str(slot.tenant_shard_id), timeline=str(slot.timeline_id)),
+        )
+
+    def document_of_branch(self, document: SourceDocument, *, branch_lsn: Lsn) -> Mapping[str, Any]:
+        """Return a branch's document: the history up to `branch_lsn`, no connection, no slot."""
+        source = parse_source(document.body).branched()
+        kept: list[HistoryLine] = []
+        for line in source.history:
+            if branch_lsn <= line.end_lsn:
+                return source_body(replace(source, pg_tli=line.pg_tli, history=tuple(kept)))
+            kept.append(line)
+        return source_body(source)
+
+    async def import_base_backup(
+        self,
+        slot: SourceSlot,
+        body: AsyncIterator[bytes],
+        *,
+        base_lsn: Lsn,
+        end_lsn: Lsn,
+        pg_version: int,
+        flavour: FlavourName,
+    ) -> None:
+        """Make the slot's timeline from the tar of a data directory (spec tenants.md 10.2, stock.md 1.7).
+
+        Raises: TarFormatError, DataDirectoryError, ControlFileError. Cancellation: safe; nothing stays.
+        """
+        if not slot.shard_identity.is_unsharded():
+            raise RequestError("a base backup can only be imported into an unsharded tenant")
+        is_stock = flavour == "stock"
+        spool_directory = self._spool_of(slot)
+        found: list[DataDirectory] = []
+
+        def spool_and_scan(chunks: Iterable[bytes]) -> None:
+            shutil.rmtree(spool_directory, ignore_errors=True)
+            spool_directory.mkdir(parents=True)
+            spool = Spool(spool_directory)
+            spool.take_all(TarReader(chunks, closing=Closing.ZERO_BLOCKS), tablespace=None)
+            found.append(scan_data_directory(spool_directory, tablespaces=spool.tablespaces, tolerant=is_stock))
+
+        try:
+            await read_in_thread(body, spool_and_scan)
+            (directory,) = found
+            control = ControlFile(directory.control_file)
+            check_control_file(control, system_identifier=None, pg_version=pg_version)
+            is_clean = control.state == ClusterState.SHUTDOWNED or not is_stock
+            source = StoredSource(
+                flavour=Flavour(flavour),
+                pg_version=pg_version,
+                system_identifier=control.system_identifier,
+                pg_tli=control.checkpoint.this_timeline_id,
+                backup_start_lsn=base_lsn,
+                backup_end_lsn=base_lsn if is_clean else None,
+                data_checksums=control.has_data_checksums,
+                wal_log_hints=control.wal_log_hints != 0,
+            )
+            start = base_lsn.normalised() if is_stock else base_lsn.aligned()
+            document = source_body(source)
+            root = RootParameters(
+                pg_version=pg_version,
+                start_lsn=start,
+                traits=SourceDocument(document).traits,
+                readable_from=start if is_clean else max(end_lsn, start + 8),
+            )
+            timeline = await slot.begin(root)
+            await write_timeline(timeline, directory, lsn=start, compression=self._compression, report=lambda _: None)
+            await slot.finish(document)
+        finally:
+            await run_blocking(lambda: shutil.rmtree(spool_directory, ignore_errors=True))
+
+    async def import_wal(self, timeline: Timeline, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
+        """Ingest a tar of WAL segments, then make it durable.
+
+        Raises: PreconditionFailedError (does not continue the timeline), WalImportError, CorruptDataError.
+        Cancellation: safe; what was ingested stays.
+        """
+        source = StoredSource(Flavour.NEON, pg_version=timeline.pg_version)
+        if timeline.document is not None:
+            source = parse_source(timeline.document.body)
+        if source.connection is not None:
+            raise ConflictError("the timeline follows a primary; its WAL does not come from files")
+        last = timeline.last_record_lsn
+        if start_lsn.normalised() != last.normalised():
+            raise PreconditionFailedError(
+                f"WAL from {start_lsn} does not continue the timeline, whose last record ends at {last}"
+            )
+        is_stock = source.flavour is Flavour.STOCK
+        store = timeline.store
+        consistent_from = source.backup_end_lsn if is_stock else last
+        cutoff = timeline.gc_cutoff_lsn
+        if consistent_from is None:
+            store.set_gc_cutoff(MAX_LSN)
+        loop = asyncio.get_running_loop()
+        applier = await run_blocking(
+            lambda: new_applier(
+                store, timeline, source, start=last, consistent_from=consistent_from, check_prev=is_stock
+            )
+        )
+
+        def ingest(chunks: Iterable[bytes]) -> None:
+            segments = WalSegments(
+                applier,
+                start=last,
+                end=end_lsn,
+                pg_tli=source.pg_tli if is_stock else 1,
+                skip_before=is_stock,
+                roll=lambda: asyncio.run_coroutine_threadsafe(timeline.roll(), loop).result(),
+            )
+            passed_over = segments.take_all(TarReader(chunks, closing=Closing.ZERO_BLOCKS))
+            if passed_over:
+                self._log.info("WAL archive has members that are not needed", names=passed_over[:10])
+
+        try:
+            await read_in_thread(body, ingest)
+        finally:
+            if consistent_from is None and applier.consistent_from is None:
+                # Reads stay refused as the index says; a further archive may bring the end of the backup.
+                store.set_gc_cutoff(max(cutoff, timeline.last_record_lsn + 8))
+        if consistent_from is None:
+            await self._note_consistent(timeline, source, applier, cutoff)
+        await timeline.freeze_and_flush()
+
+    async def _note_consistent(
+        self, timeline: Timeline, source: StoredSource, applier: WalApplier, cutoff: Lsn
+    ) -> None:
+        """The end of the backup went by: reads are legal from there (spec stock.md 1.7)."""
+        end = applier.consistent_from
+        if end is None:
+            raise RequestError(
+                f"the WAL does not reach the end of the backup that began at {source.backup_start_lsn}",
+                hint="import more WAL: reads are refused until then",
+            )
+        timeline.store.set_gc_cutoff(max(cutoff, end))
+        await timeline.advance_gc_cutoff(max(cutoff, end))
+        timeline.document = SourceDocument(source_body(replace(source, backup_end_lsn=end)))
+
+    def _spool_of(self, slot: SourceSlot) -> Path:
+        return self._spool_root / f"{slot.tenant_shard_id}-{slot.timeline_id}"
+
+
+class PrimarySource:
+    """The source of one timeline that follows a primary: imports first if need be, then streams for ever."""
+
+    def __init__(
+        self,
+        slot: SourceSlot,
+        source: StoredSource,
+        *,
+        application_name: str,
+        compression: str,
+        spool_directory: Path,
+        clock: Clock,
+        log: Any,
+    ) -> None:
+        self._slot = slot
+        self._source = source
+        self._application_name = application_name
+        self._compression = compression
+        self._spool_directory = spool_directory
+        self._clock = clock
+        self._log = log
+        self._status = SourceStatus(text="starting", connection=source.connection)
+        self._receiver: WalReceiver | None = None
+
+    def status(self) -> SourceStatus:
+        """Return what the API shows."""
+        return self._status if self._receiver is None else self._receiver.status()
+
+    async def run(self) -> None:
+        """Import if needed, then stream until cancelled. Raises: SourceRefusedError, and whatever makes going on
+        pointless.
+        """
+        if not self._source.is_imported:
+            self._source = await self._import()
+        timeline = self._slot.timeline
+        assert timeline is not None, "an imported timeline is open"
+        self._receiver = WalReceiver(
+            timeline,
+            self._source,
+            save=self._save,
+            new_applier=lambda source: new_applier(
+                timeline.store,
+                timeline,
+                source,
+                start=timeline.last_record_lsn,
+                consistent_from=source.backup_end_lsn,
+                check_prev=True,
+            ),
+            application_name=self._application_name,
+            connect_timeout_seconds=timeline.settings.walreceiver_connect_timeout.seconds,
+            clock=self._clock,
+            log=self._log,
+        )
+        await self._receiver.run()
+
+    async def _import(self) -> StoredSource:
+        pauses = RetryPauses()
+        while True:
+            started = self._clock.monotonic_seconds()
+            attempt = PrimaryImport(
+                self._slot,
+                self._source,
+                application_name=self._application_name,
+                connect_timeout_seconds=_CONNECT_TIMEOUT_SECONDS,
+                compression=self._compression,
+                spool_directory=self._spool_directory,
+                report=self._note_progress,
+                log=self._log,
+            )
+            try:
+                return await attempt.run()
+            except SourceRefusedError:
+                raise
+            except UnavailableError as error:
+                self._log.info("import interrupted", error=str(error))
+                self._status = replace(self._status, text=f"import interrupted, will try again: {error}")
+            lasted = self._clock.monotonic_seconds() - started
+            await self._clock.sleep(pauses.after_attempt(lasted_seconds=lasted))
+
+    def _note_progress(self, progress: ImportProgress) -> None:
+        self._status = replace(self._status, text=f"importing: {progress.phase}", importing=progress)
+
+    async def _save(self, source: StoredSource) -> None:
+        await self._slot.save_document(source_body(source))
+
+
+def new_applier(
+    store: TimelineStore,
+    timeline: Timeline,
+    source: StoredSource,
+    *,
+    start: Lsn,
+    consistent_from: Lsn | None,
+    check_prev: bool,
+) -> WalApplier:
+    """Make what takes WAL from the timeline's last record on (blocking)."""
+    return WalApplier(
+        store,
+        start=start.normalised(),
+        checkpoint=store.get(Key.checkpoint(), start),
+        system_identifier=source.system_identifier if source.flavour is Flavour.STOCK else None,
+        check_prev=check_prev,
+        consistent_from=consistent_from,
+        backup_start=source.backup_start_lsn,
+        checkpoint_distance=timeline.settings.checkpoint_distance,
+        pg_version=timeline.pg_version,
+        flavour=source.flavour,
+    )
