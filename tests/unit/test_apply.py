@@ -13,7 +13,8 @@ from pageserver.errors import CorruptDataError, MissingKeyError, PreconditionFai
 from pageserver.ids import ShardIdentity
 from pageserver.keyspace.key import Key, RelTag, SlruKind
 from pageserver.keyspace.shard import is_local
-from pageserver.keyspace.snapshot import RelationDirectoryState, RelationDirectoryStatus
+from pageserver.keyspace.snapshot import RelationDirectoryState, RelationDirectoryStatus, Snapshot
+from pageserver.lsn import Lsn
 from pageserver.postgres.checkpoint import Checkpoint
 from pageserver.wal.apply import RARE_RECORD_KINDS, RecordApplier
 from pageserver.wal.keyspace_writer import KeyspaceConflictError, RelationSet
@@ -473,6 +474,25 @@ def test_while_migrating_both_relation_directories_are_written() -> None:
             identity=world.identity,
             relation_directory=RelationDirectoryState(RelationDirectoryStatus.MIGRATED),
         )
+
+
+def test_the_second_directory_begins_as_a_copy_of_the_first() -> None:
+    world = World()
+    world.create(1663, 5, 16384)
+    world.create(1663, 6, 16384, 2)
+    started: list[int] = []
+    world.applier = RecordApplier(
+        world.modification, pg_version=15, flavour="neon", identity=world.identity, start_migration=started.append
+    )
+    end(world, relations=[(1663, 5, 999)])
+    assert started == []
+    lsn = world.create(1663, 7, 16385)
+    world.create(1663, 7, 16386)
+    assert started == [lsn]
+    state = RelationDirectoryState(RelationDirectoryStatus.MIGRATED, Lsn(lsn))
+    second = Snapshot(world.modification.store, world.lsn, 15, relation_directory=state)
+    for database in (5, 6, 7):
+        assert second.relations(1663, database) == world.snapshot().relations(1663, database) != []
 
 
 def test_a_relation_set_encodes_like_the_directory() -> None:

@@ -54,10 +54,16 @@ class RecordApplier:
         flavour: Flavour | str,
         identity: ShardIdentity,
         relation_directory: RelationDirectoryState | None = None,
+        start_migration: Callable[[Lsn], None] | None = None,
     ) -> None:
+        """See ``KeyspaceWriter`` for the last two."""
         self._modification = modification
         self._writer = KeyspaceWriter(
-            modification, pg_version=pg_version, identity=identity, relation_directory=relation_directory
+            modification,
+            pg_version=pg_version,
+            identity=identity,
+            relation_directory=relation_directory,
+            start_migration=start_migration,
         )
         self._functions = _functions(is_stock=Flavour(flavour) is Flavour.STOCK)
 

@@ -16,7 +16,7 @@ removes: both are accepted then (wal.md 9.3) and errors otherwise. Deletions wri
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 import structlog
@@ -124,13 +124,19 @@ class KeyspaceWriter:
         pg_version: int,
         identity: ShardIdentity,
         relation_directory: RelationDirectoryState | None = None,
+        start_migration: Callable[[Lsn], None] | None = None,
     ) -> None:
+        """``start_migration`` is given if the second form of relation directory is wanted (``rel_size_v2_enabled``).
+
+        It is called once with the LSN from which on both are written, and makes that durable with the timeline's index.
+        """
         self.modification: Final = modification
         self.pg_version: Final = pg_version
         self.identity: Final = identity
         self.tolerant = False
         self.lsn = Lsn(0)
-        self._status: Final = (relation_directory or RelationDirectoryState()).status
+        self._status = (relation_directory or RelationDirectoryState()).status
+        self._start_migration: Final = start_migration
         if self._status is RelationDirectoryStatus.MIGRATED:
             raise PreconditionFailedError(
                 "the timeline has only the second form of relation directory, which can be read but not written",
@@ -226,6 +232,7 @@ class KeyspaceWriter:
         """Make a fork of size 0. ``implicit``: a block of it comes next, and it may well exist (keyspace.md 5.5)."""
         if rel.relnode == 0:
             raise CorruptDataError("invalid relnode", lsn=self.lsn)
+        self._migrate_if_wanted()
         database = rel.spcnode, rel.dbnode
         if database in self.databases():
             relations = self.relations(*database)
@@ -304,6 +311,19 @@ class KeyspaceWriter:
             return
         for rel in relations:
             self.modification.put(Key.relation_directory_v2(rel), RELATION_EXISTS if exists else b"")
+
+    def _migrate_if_wanted(self) -> None:
+        """Copy all v1 entries to the v2 directory and keep both from now on; a failure is tried again next time."""
+        if self._start_migration is None or self._status is not RelationDirectoryStatus.LEGACY:
+            return
+        try:
+            found = [rel for database in self.databases() for rel in self.relations(*database).tags(*database)]
+        except CorruptDataError as error:
+            log.warning("relation directories could not be copied to their second form", error=str(error))
+            return
+        self._status = RelationDirectoryStatus.MIGRATING
+        self._mark_v2(found, exists=True)
+        self._start_migration(self.lsn)
 
     # SLRUs; their pages, sizes and directories live on shard zero only
 
