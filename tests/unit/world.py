@@ -24,7 +24,7 @@ from pageserver.ids import Generation, TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import GenerationClaim, LayerName, LocalStore, paths
 from pageserver.remote.source_document import Flavour, SourceDocument, SourceTraits
-from pageserver.tenant import RootParameters, SourceSlot, TenantManager, TenantResources, WalSource
+from pageserver.tenant import RootParameters, SourceSlot, TenantFacts, TenantManager, TenantResources, WalSource
 from pageserver.timeline import RedoPool, SourceStatus, StoreParameters, Timeline
 
 TENANT = TenantShardId(TenantId(bytes.fromhex("aa" * 16)))
@@ -75,6 +75,12 @@ class FakeStore:
     def ingest(self, lsn: int, size_bytes: int = 100) -> None:
         self.prev_record_lsn, self.last_record_lsn = self.last_record_lsn, lsn
         self.size_bytes += size_bytes
+
+    def record_lsns(self) -> tuple[int, int]:
+        return self.last_record_lsn, self.prev_record_lsn
+
+    def set_disk_consistent_lsn(self, lsn: int) -> None:
+        self.disk_consistent_lsn = lsn
 
     def set_gc_cutoff(self, lsn: int) -> None:
         self.gc_cutoff = lsn
@@ -152,8 +158,16 @@ class FakeEngine:
 class FakePages:
     def __init__(self) -> None:
         self.attached: set[TimelineId] = set()
+        self.tenants: set[TenantShardId] = set()
+
+    def tenant_changed(self, tenant: TenantFacts) -> None:
+        self.tenants.add(tenant.shard)
+
+    def tenant_gone(self, shard: TenantShardId) -> None:
+        self.tenants.discard(shard)
 
     def attach(self, timeline: Timeline) -> None:
+        assert timeline.tenant_shard_id in self.tenants
         self.attached.add(timeline.timeline_id)
 
     def detach(self, timeline: Timeline) -> None:
@@ -230,7 +244,6 @@ class FakeWayIn:
 async def write_image(timeline: Timeline, lsn: Lsn = START) -> None:
     """Give a fresh root timeline its first layer."""
     layer = store_of(timeline).write_layer(f"{_FULL}__{int(lsn):016X}", timeline.generation.number)
-    store_of(timeline).disk_consistent_lsn = int(lsn)
     await timeline.publish_layers([layer], disk_consistent_lsn=lsn)
 
 

@@ -8,10 +8,11 @@ back separately; they are returned as `ignored_items` for a warning and a metric
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tomlkit
 from pydantic import ValidationError
 
 from pageserver.config.settings import ServerConfig, ServerSettings
@@ -80,10 +81,18 @@ def find_ignored_items(document: Mapping[str, Any], settings: ServerSettings) ->
     return sorted(set(_leaves(document, "")) - known)
 
 
-def init_workdir(workdir: Path, *, node_id: int = DEFAULT_NODE_ID) -> None:
-    """Write a default working directory (`--init`, an extension of ours). Existing files are kept. Raises OSError."""
+def init_workdir(workdir: Path, *, node_id: int = DEFAULT_NODE_ID, overrides: Sequence[str] = ()) -> None:
+    """Write a default working directory (`--init`, an extension of ours). Existing files are kept. Raises OSError.
+
+    `overrides` become settings of the new file. Raises InvalidSettingError before anything is written.
+    """
+    settings = tomlkit.parse(DEFAULT_SETTINGS_TEXT)
+    for override in overrides:
+        _update(settings, parse_override(override))
+    text = tomlkit.dumps(settings)
+    parse_settings(tomllib.loads(text))
     workdir.mkdir(parents=True, exist_ok=True)
-    for name, content in (("identity.toml", f"id={node_id}\n"), ("pageserver.toml", DEFAULT_SETTINGS_TEXT)):
+    for name, content in (("identity.toml", f"id={node_id}\n"), ("pageserver.toml", text)):
         try:
             with (workdir / name).open("x", encoding="utf-8") as file:
                 file.write(content)
@@ -118,6 +127,15 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         below = merged.get(key)
         merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def _update(base: MutableMapping[str, Any], over: Mapping[str, Any]) -> None:
+    for key, value in over.items():
+        below = base.get(key)
+        if isinstance(below, MutableMapping) and isinstance(value, Mapping):
+            _update(below, value)
+        else:
+            base[key] = value
 
 
 def _leaves(value: object, path: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pageserver.tenant.creation import (
 )
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, Secondary
 from pageserver.tenant.manager import TenantManager
-from pageserver.tenant.resources import PageRegistry, TenantResources
+from pageserver.tenant.resources import PageRegistry, TenantFacts, TenantResources
 from pageserver.tenant.source_slot import RootParameters, SourceSlot
 from pageserver.tenant.tenant import Tenant
 from pageserver.tenant.way_in import WalSource, WayIn
@@ -30,6 +30,7 @@ __all__ = [
     "Secondary",
     "SourceSlot",
     "Tenant",
+    "TenantFacts",
     "TenantManager",
     "TenantResources",
     "WalSource",

@@ -8,14 +8,35 @@ from typing import Any, Protocol
 
 from pageserver.clock import Clock
 from pageserver.config import ServerSettings
+from pageserver.ids import TenantShardId
 from pageserver.remote import GenerationClaim, ObjectStorage
+from pageserver.tenant.location import LocationConfig
+from pageserver.tenant.state import TenantState
 from pageserver.tenant.way_in import WayIn
 from pageserver.timeline import Engine, Timeline
+
+
+class TenantFacts(Protocol):
+    """What the page service must know about a tenant shard; `Tenant` has it."""
+
+    @property
+    def shard(self) -> TenantShardId: ...
+    @property
+    def location(self) -> LocationConfig: ...
+    @property
+    def state(self) -> TenantState: ...
 
 
 class PageRegistry(Protocol):
     """Where page requests find timelines (the compiled page service)."""
 
+    def tenant_changed(self, tenant: TenantFacts) -> None:
+        """Take note of a tenant's state; it is called for every change, first before any of its timelines is
+        attached.
+        """
+        ...
+
+    def tenant_gone(self, shard: TenantShardId) -> None: ...
     def attach(self, timeline: Timeline) -> None: ...
     def detach(self, timeline: Timeline) -> None: ...
 

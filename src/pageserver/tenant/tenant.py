@@ -165,6 +165,7 @@ class Tenant:
             await timeline.close()
         if self._redo is not None:
             await asyncio.to_thread(self._redo.shutdown)
+        self._resources.pages.tenant_gone(self.shard)
         self.is_stopped = True
 
     def update_location(self, location: LocationConfig) -> None:
@@ -290,7 +291,12 @@ class Tenant:
         timeline = self.get_timeline(timeline_id)
         if timeline_id in self._sources:
             raise ConflictError(f"timeline {timeline_id} follows a primary; wal cannot be imported from files as well")
+        before = timeline.document
         await self._resources.way_in.import_wal(timeline, body, start_lsn=start_lsn, end_lsn=end_lsn)
+        if timeline.document is not None and timeline.document is not before:
+            await write_source_document(
+                self._resources.storage, self.shard, timeline_id, self.generation, timeline.document
+            )
 
     # Deleting
 
@@ -368,6 +374,7 @@ class Tenant:
             return
         self._log.info("tenant state", state=state.status.value, reason=state.reason or None)
         self.state = state
+        self._resources.pages.tenant_changed(self)
         self._state_changed.set()
         self._state_changed = asyncio.Event()
 

@@ -192,6 +192,7 @@ class Timeline:
         if disk_consistent_lsn is not None:
             metadata = self.publisher.index.metadata
             self.publisher.change_metadata(replace(metadata, disk_consistent_lsn=disk_consistent_lsn))
+            self.store.set_disk_consistent_lsn(disk_consistent_lsn)
         await self.publisher.publish(removed)
 
     async def advance_gc_cutoff(self, lsn: Lsn) -> None:
@@ -279,13 +280,12 @@ class Timeline:
         layers = list(self._unpublished)
         for layer in layers:
             self.publisher.add_layer(layer.name, layer.file_size)
-        flushed, prev = self.disk_consistent_lsn, Lsn(self.store.prev_record_lsn)
-        # Ingest goes on meanwhile: `prev` belongs to `flushed` only if nothing came after it until it was read.
-        covers_everything = self.last_record_lsn == flushed
+        flushed = self.disk_consistent_lsn
+        last, prev = self.store.record_lsns()
         metadata = replace(
             self.publisher.index.metadata,
             disk_consistent_lsn=flushed,
-            prev_record_lsn=prev if prev and covers_everything else None,
+            prev_record_lsn=Lsn(prev) if prev and last == flushed else None,
         )
         self.publisher.change_metadata(metadata)
         await self.publisher.publish()

@@ -1,0 +1,129 @@
+"""Speaking to a page server's management API from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import httpx
+from rich.console import Console
+
+from pageserver.errors import PageServerError
+from pageserver.ids import TenantShardId, TimelineId
+
+DEFAULT_URL = "http://127.0.0.1:9898"
+_TIMEOUT = httpx.Timeout(30.0, read=600.0)
+
+
+class ApiRefusal(click.ClickException):
+    """The server answered with an error. `status` is its code."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ApiClient:
+    """A connection to one server. Every refusal becomes a message for the terminal."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._client = httpx.Client(base_url=self.url, timeout=_TIMEOUT)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def get(self, path: str, **params: Any) -> Any:
+        return self._ask("GET", path, params=_given(params)).json()
+
+    def get_bytes(self, path: str, **params: Any) -> httpx.Response:
+        """Fetch a body as it is."""
+        return self._ask("GET", path, params=_given(params), headers={"accept": "application/octet-stream"})
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._ask("POST", path, json=body).json()
+
+    def put(self, path: str, body: Any = None, **params: Any) -> Any:
+        return self._ask("PUT", path, json=body, params=_given(params)).json()
+
+    def delete(self, path: str) -> Any:
+        return self._ask("DELETE", path).json()
+
+    @contextmanager
+    def stream(self, path: str, **params: Any) -> Iterator[httpx.Response]:
+        """Fetch a large body piece by piece. Raises ApiRefusal."""
+        try:
+            with self._client.stream("GET", path, params=_given(params)) as response:
+                if response.is_error:
+                    response.read()
+                    raise _refusal(response)
+                yield response
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        try:
+            response = self._client.request(method, path, **more)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if response.is_error:
+            raise _refusal(response)
+        return response
+
+    def _unreachable(self, error: httpx.TransportError) -> click.ClickException:
+        return click.ClickException(f"no answer from {self.url}: {error}; HINT: is the page server running? (--url)")
+
+
+@dataclass(slots=True)
+class Session:
+    """What every command gets: the server, the form of output, and the terminal."""
+
+    client: ApiClient
+    as_json: bool
+    console: Console
+
+    def resolve_tenant(self, given: str | None) -> TenantShardId:
+        """Return the tenant that is meant: the given one, else the only one that exists."""
+        if given is not None:
+            return parse_tenant(given)
+        tenants = self.client.get("/v1/tenant")
+        if len(tenants) == 1:
+            return TenantShardId.parse(tenants[0]["id"])
+        if not tenants:
+            raise click.UsageError("there is no tenant yet; HINT: pagectl tenant create")
+        raise click.UsageError("there are several tenants: name one with --tenant")
+
+    def timeline_path(self, tenant: str | None, timeline: str) -> str:
+        """Return the API path of one timeline."""
+        return f"/v1/tenant/{self.resolve_tenant(tenant)}/timeline/{parse_timeline(timeline)}"
+
+
+def parse_tenant(text: str) -> TenantShardId:
+    try:
+        return TenantShardId.parse(text)
+    except PageServerError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def parse_timeline(text: str) -> TimelineId:
+    try:
+        return TimelineId.parse(text)
+    except PageServerError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _given(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if value is not None}
+
+
+def _refusal(response: httpx.Response) -> ApiRefusal:
+    try:
+        message = response.json()["msg"]
+    except (ValueError, TypeError, KeyError):
+        message = response.text or response.reason_phrase
+    if len(message) > 1 and message.startswith('"') and message.endswith('"'):
+        message = message[1:-1].replace('\\"', '"')
+    return ApiRefusal(response.status_code, message)

@@ -1,0 +1,52 @@
+"""Tables for people, JSON for programs, and the options that most commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+from rich.table import Table
+
+from pageserver.cli.client import Session
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def tenant_option(command: F) -> F:
+    """Add `--tenant`, which may be left out where there is only one."""
+    return click.option("--tenant", help="Tenant id; may be left out where there is only one.")(command)
+
+
+def timeline_option(command: F) -> F:
+    return click.option("--timeline", required=True, help="Timeline id.")(command)
+
+
+def show(session: Session, data: Any, table: Callable[[], Table]) -> None:
+    """Print `data` as JSON, or the table for people."""
+    if session.as_json:
+        click.echo(json.dumps(data))
+    else:
+        session.console.print(table())
+
+
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def size_text(size: int | None) -> str:
+    """Return a size as people read it."""
+    if size is None:
+        return "-"
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

@@ -1,0 +1,33 @@
+"""The command `pagectl`: tables for people, `--json` for programs; a module with `register` for each group of
+commands.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+from rich.console import Console
+
+from pageserver.cli.client import DEFAULT_URL, ApiClient, Session
+
+COMMAND_MODULES = ("status", "tenant", "timeline", "page", "layer", "wal")
+"""Modules of `pageserver.cli`; each has `register(group)`, which adds its commands."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--url", envvar="PAGESERVER_URL", default=DEFAULT_URL, show_default=True, help="The server's HTTP API.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.pass_context
+def main(context: click.Context, url: str, as_json: bool) -> None:
+    """Look at and steer a page server."""
+    client = ApiClient(url)
+    context.call_on_close(client.close)
+    context.obj = Session(client=client, as_json=as_json, console=Console())
+
+
+for _name in COMMAND_MODULES:
+    importlib.import_module(f"pageserver.cli.{_name}").register(main)
+
+if __name__ == "__main__":
+    main()

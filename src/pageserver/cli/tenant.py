@@ -1,0 +1,89 @@
+"""`pagectl tenant`: create, list, describe, delete."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import click
+from rich.table import Table
+
+from pageserver.cli.client import Session, parse_tenant
+from pageserver.cli.output import make_table, show, size_text
+from pageserver.ids import TenantId
+
+
+def register(group: click.Group) -> None:
+    group.add_command(tenant)
+
+
+@click.group()
+def tenant() -> None:
+    """Tenants of this server."""
+
+
+@tenant.command()
+@click.argument("tenant_id", required=False)
+@click.option("--generation", type=int, help="Attach in exactly this one; left out, the store hands out the next.")
+@click.option("-c", "settings", multiple=True, metavar="KEY=VALUE", help="A tenant setting; the value is TOML.")
+@click.pass_obj
+def create(session: Session, tenant_id: str | None, generation: int | None, settings: tuple[str, ...]) -> None:
+    """Create a tenant, or attach one that exists in the store."""
+    shard = str(TenantId.generate()) if tenant_id is None else str(parse_tenant(tenant_id))
+    body = {"mode": "AttachedSingle", "generation": generation, "tenant_conf": _settings(settings)}
+    session.client.put(f"/v1/tenant/{shard}/location_config", body)
+    info = session.client.get(f"/v1/tenant/{shard}")
+    show(session, info, lambda: _table([info]))
+
+
+@tenant.command(name="list")
+@click.pass_obj
+def list_tenants(session: Session) -> None:
+    """List attached tenants."""
+    tenants = session.client.get("/v1/tenant")
+    show(session, tenants, lambda: _table(tenants))
+
+
+@tenant.command()
+@click.argument("tenant_id", required=False)
+@click.pass_obj
+def detail(session: Session, tenant_id: str | None) -> None:
+    """Describe one tenant."""
+    shard = session.resolve_tenant(tenant_id)
+    info = session.client.get(f"/v1/tenant/{shard}")
+    config = session.client.get(f"/v1/tenant/{shard}/config")["tenant_specific_overrides"]
+    rows = [
+        ("tenant", info["id"]),
+        ("state", info["state"]["slug"]),
+        ("generation", str(info["generation"])),
+        ("layers", size_text(info["current_physical_size"])),
+        ("timelines", ", ".join(info["timelines"]) or "-"),
+        *((f"setting {key}", str(value)) for key, value in config.items()),
+    ]
+    show(session, {**info, "tenant_specific_overrides": config}, lambda: make_table(("", ""), rows))
+
+
+@tenant.command()
+@click.argument("tenant_id")
+@click.confirmation_option(prompt="Delete this tenant with all its timelines, for good?")
+@click.pass_obj
+def delete(session: Session, tenant_id: str) -> None:
+    """Delete a tenant for good."""
+    session.client.delete(f"/v1/tenant/{parse_tenant(tenant_id)}")
+    show(session, None, lambda: make_table(("deleted",), [(tenant_id,)]))
+
+
+def _settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for text in texts:
+        try:
+            settings.update(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            hint = "HINT: key=value in TOML, texts in quotes"
+            raise click.UsageError(f"cannot parse {text!r}: {error}; {hint}") from error
+    return settings
+
+
+def _table(tenants: list[dict[str, Any]]) -> Table:
+    rows = [(tenant["id"], tenant["state"]["slug"], str(tenant["generation"])) for tenant in tenants]
+    return make_table(("tenant", "state", "generation"), rows)

@@ -1,0 +1,171 @@
+"""`pagectl timeline`: follow a primary, branch, list, describe, delete."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.table import Table
+
+from pageserver.cli.client import Session, parse_timeline
+from pageserver.cli.output import make_table, show, size_text, tenant_option
+from pageserver.errors import PageServerError
+from pageserver.ids import TimelineId
+from pageserver.lsn import Lsn
+
+_POLL_SECONDS = 0.2
+
+
+def register(group: click.Group) -> None:
+    group.add_command(timeline)
+
+
+@click.group()
+def timeline() -> None:
+    """Timelines: histories that follow a primary, and branches."""
+
+
+@timeline.command()
+@tenant_option
+@click.option("--primary", "conninfo", required=True, help="libpq connection string; passwords belong into PGPASSFILE.")
+@click.option("--timeline", "timeline_id", help="Id of the new timeline; left out, one is made up.")
+@click.option("--no-wait", is_flag=True, help="Return as soon as the import has begun.")
+@click.pass_obj
+def create(session: Session, tenant: str | None, conninfo: str, timeline_id: str | None, no_wait: bool) -> None:
+    """Import a primary's base backup and follow its WAL."""
+    shard = session.resolve_tenant(tenant)
+    new_id = TimelineId.generate() if timeline_id is None else parse_timeline(timeline_id)
+    body = {"new_timeline_id": str(new_id), "primary": {"conninfo": conninfo}}
+    info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
+    if not no_wait:
+        info = _watch_import(session, f"/v1/tenant/{shard}/timeline/{new_id}")
+    show(session, info, lambda: _detail_table(info))
+
+
+@timeline.command(name="list")
+@tenant_option
+@click.pass_obj
+def list_timelines(session: Session, tenant: str | None) -> None:
+    """List the timelines of a tenant."""
+    timelines = session.client.get(f"/v1/tenant/{session.resolve_tenant(tenant)}/timeline")
+    rows = [
+        (
+            info["timeline_id"],
+            str(info["pg_version"]),
+            info.get("flavour", ""),
+            state_text(info),
+            info["last_record_lsn"],
+            info["ancestor_timeline_id"] or "-",
+            info["ancestor_lsn"] or "-",
+        )
+        for info in timelines
+    ]
+    columns = ("timeline", "pg", "flavour", "state", "last record", "ancestor", "at")
+    show(session, timelines, lambda: make_table(columns, rows))
+
+
+@timeline.command()
+@tenant_option
+@click.argument("timeline_id")
+@click.pass_obj
+def detail(session: Session, tenant: str | None, timeline_id: str) -> None:
+    """Describe one timeline."""
+    info = session.client.get(session.timeline_path(tenant, timeline_id))
+    show(session, info, lambda: _detail_table(info))
+
+
+@timeline.command()
+@tenant_option
+@click.option("--ancestor", required=True, help="Timeline to branch from.")
+@click.option("--lsn", help="Where to branch; left out, at the newest record.")
+@click.option("--timeline", "timeline_id", help="Id of the branch; left out, one is made up.")
+@click.pass_obj
+def branch(session: Session, tenant: str | None, ancestor: str, lsn: str | None, timeline_id: str | None) -> None:
+    """Branch a timeline at an LSN, at once and without copying."""
+    shard = session.resolve_tenant(tenant)
+    new_id = TimelineId.generate() if timeline_id is None else parse_timeline(timeline_id)
+    body = {
+        "new_timeline_id": str(new_id),
+        "ancestor_timeline_id": str(parse_timeline(ancestor)),
+        "ancestor_start_lsn": None if lsn is None else str(_parse_lsn(lsn)),
+    }
+    info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
+    show(session, info, lambda: _detail_table(info))
+
+
+@timeline.command()
+@tenant_option
+@click.argument("timeline_id")
+@click.confirmation_option(prompt="Delete this timeline for good?")
+@click.pass_obj
+def delete(session: Session, tenant: str | None, timeline_id: str) -> None:
+    """Delete a timeline for good."""
+    session.client.delete(session.timeline_path(tenant, timeline_id))
+    show(session, None, lambda: make_table(("deleted",), [(timeline_id,)]))
+
+
+def state_text(info: dict[str, Any]) -> str:
+    """Return the state in a few words, with what an import or a source says."""
+    state = info["state"]
+    if isinstance(state, dict):
+        return f"Broken: {state['Broken']['reason']}"
+    if info.get("wal_source_error"):
+        return f"{state}, source stopped"
+    progress = info.get("import")
+    return f"importing ({progress['phase']})" if progress and state == "Loading" else str(state)
+
+
+def _watch_import(session: Session, path: str) -> dict[str, Any]:
+    """Follow an import to its end, with a bar for people."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
+        task = bar.add_task("connecting", total=None)
+        while True:
+            info: dict[str, Any] = session.client.get(path)
+            if info.get("wal_source_error"):
+                raise click.ClickException(f"the import stopped: {info['wal_source_error']}")
+            if isinstance(info["state"], dict):
+                raise click.ClickException(state_text(info))
+            progress = info.get("import")
+            if progress is not None:
+                total = max(progress["bytes_total"], progress["bytes_done"]) or None
+                bar.update(task, description=progress["phase"], completed=progress["bytes_done"], total=total)
+            if info["state"] == "Active" and Lsn.parse(info["last_record_lsn"]) >= Lsn.parse(info["min_readable_lsn"]):
+                return info
+            time.sleep(_POLL_SECONDS)
+
+
+def _detail_table(info: dict[str, Any]) -> Table:
+    ancestor = f"{info['ancestor_timeline_id']} at {info['ancestor_lsn']}" if info["ancestor_timeline_id"] else "-"
+    rows = [
+        ("timeline", info["timeline_id"]),
+        ("tenant", info["tenant_id"]),
+        ("state", state_text(info)),
+        ("PostgreSQL", f"{info['pg_version']}, {info.get('flavour', '')}"),
+        ("ancestor", ancestor),
+        ("last record", info["last_record_lsn"]),
+        ("in layers", info["disk_consistent_lsn"]),
+        ("durable", info["remote_consistent_lsn_visible"]),
+        ("readable from", info["min_readable_lsn"]),
+        ("layers", size_text(info["current_physical_size"])),
+        ("source", info["wal_source_connstr"] or "-"),
+        ("source status", info["walreceiver_status"]),
+    ]
+    if info.get("wal_source_error"):
+        rows.append(("source error", info["wal_source_error"]))
+    return make_table(("", ""), rows)
+
+
+def _parse_lsn(text: str) -> Lsn:
+    try:
+        return Lsn.parse(text)
+    except PageServerError as error:
+        raise click.UsageError(str(error)) from error

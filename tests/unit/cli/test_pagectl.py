@@ -1,0 +1,158 @@
+"""`pagectl` from the outside: what it sends, what it prints, how it fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from pageserver.cli import layer, page, status, tenant, timeline
+from pageserver.cli.client import ApiClient, Session
+from pageserver.cli.page import hex_dump
+
+TENANT = "aa" * 16
+ROOT = "11" * 16
+Answer = tuple[int, Any]
+
+INFO = {
+    "tenant_id": TENANT,
+    "timeline_id": ROOT,
+    "ancestor_timeline_id": None,
+    "ancestor_lsn": None,
+    "last_record_lsn": "0/2000228",
+    "disk_consistent_lsn": "0/2000028",
+    "remote_consistent_lsn_visible": "0/2000028",
+    "min_readable_lsn": "0/2000128",
+    "current_physical_size": 5_000_000,
+    "wal_source_connstr": "host=primary",
+    "walreceiver_status": "streaming",
+    "pg_version": 16,
+    "state": "Active",
+    "flavour": "stock",
+}
+
+
+class Terminal:
+    """Runs commands against made-up answers and remembers what was asked."""
+
+    def __init__(self, answers: dict[tuple[str, str], Answer | Callable[[], Answer]]) -> None:
+        self.answers = answers
+        self.asked: list[tuple[str, str, Any]] = []
+
+    def run(self, *arguments: str, as_json: bool = False) -> tuple[int, str]:
+        group = click.Group()
+        for module in (status, tenant, timeline, page, layer):
+            module.register(group)
+        client = ApiClient("http://server")
+        client._client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(self._answer))
+        session = Session(client, as_json, Console(width=200))
+        result = CliRunner().invoke(group, list(arguments), obj=session)
+        return result.exit_code, result.output
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else None
+        self.asked.append((request.method, request.url.path, body))
+        answer = self.answers[request.method, request.url.path]
+        code, content = answer() if callable(answer) else answer
+        if isinstance(content, bytes):
+            return httpx.Response(code, content=content, headers={"x-lsn": "0/2000228"})
+        return httpx.Response(code, json=content)
+
+
+ONE_TENANT: dict[tuple[str, str], Answer | Callable[[], Answer]] = {
+    ("GET", "/v1/status"): (200, {"id": 7}),
+    ("GET", "/v1/tenant"): (200, [{"id": TENANT, "state": {"slug": "Active"}, "generation": 1}]),
+    ("GET", f"/v1/tenant/{TENANT}/timeline"): (200, [INFO]),
+    ("GET", f"/v1/tenant/{TENANT}/timeline/{ROOT}"): (200, INFO),
+}
+
+
+def test_status_shows_tables_to_people_and_json_to_programs() -> None:
+    code, text = Terminal(ONE_TENANT).run("status")
+    assert code == 0
+    assert "1 tenants, 1 timelines" in text
+    assert ROOT in text
+    code, text = Terminal(ONE_TENANT).run("status", as_json=True)
+    assert json.loads(text)["timelines"][0]["timeline_id"] == ROOT
+
+
+def test_the_only_tenant_needs_no_name() -> None:
+    assert ROOT in Terminal(ONE_TENANT).run("timeline", "list")[1]
+    none = {("GET", "/v1/tenant"): (200, [])}
+    code, text = Terminal(none).run("timeline", "list")  # type: ignore[arg-type]
+    assert (code, "pagectl tenant create" in text) == (2, True)
+
+
+def test_following_a_primary_waits_until_it_can_be_read() -> None:
+    states = iter(
+        [
+            {**INFO, "state": "Loading", "import": {"phase": "base backup", "bytes_done": 1, "bytes_total": 2}},
+            {**INFO, "last_record_lsn": "0/2000028"},
+            INFO,
+        ]
+    )
+    terminal = Terminal(
+        {
+            **ONE_TENANT,
+            ("POST", f"/v1/tenant/{TENANT}/timeline"): (201, {**INFO, "state": "Loading"}),
+            ("GET", f"/v1/tenant/{TENANT}/timeline/{ROOT}"): lambda: (200, next(states)),
+        }
+    )
+    code, text = terminal.run("timeline", "create", "--primary", "host=primary", "--timeline", ROOT, as_json=True)
+    assert code == 0
+    assert json.loads(text)["last_record_lsn"] == "0/2000228"
+    assert terminal.asked[1][2] == {"new_timeline_id": ROOT, "primary": {"conninfo": "host=primary"}}
+
+
+def test_refusals_are_told_as_the_server_put_them() -> None:
+    refusal = (400, {"msg": '"wal_level is \\"minimal\\""'})
+    terminal = Terminal({**ONE_TENANT, ("POST", f"/v1/tenant/{TENANT}/timeline"): refusal})
+    code, text = terminal.run("timeline", "create", "--primary", "x")
+    assert (code, text.strip()) == (1, 'Error: wal_level is "minimal"')
+
+
+def test_a_branch_is_asked_for_at_an_lsn() -> None:
+    terminal = Terminal({**ONE_TENANT, ("POST", f"/v1/tenant/{TENANT}/timeline"): (201, INFO)})
+    code, _ = terminal.run("timeline", "branch", "--ancestor", ROOT, "--lsn", "0/2000200", "--timeline", "22" * 16)
+    assert code == 0
+    assert terminal.asked[-1][2] == {
+        "new_timeline_id": "22" * 16,
+        "ancestor_timeline_id": ROOT,
+        "ancestor_start_lsn": "0/2000200",
+    }
+    assert terminal.run("timeline", "branch", "--ancestor", ROOT, "--lsn", "nonsense")[0] == 2
+
+
+def test_a_page_is_shown_or_written(tmp_path: Path) -> None:
+    content = b"\1\2" + bytes(8190)
+    terminal = Terminal({**ONE_TENANT, ("GET", f"/v1/tenant/{TENANT}/timeline/{ROOT}/getpage"): (200, content)})
+    code, text = terminal.run("page", "get", "--timeline", ROOT, "--rel", "1663/5/16384", "--block", "3")
+    assert code == 0
+    assert text.splitlines()[0].startswith("000000  01 02 00")
+    assert text.splitlines()[-1] == "002000"
+    assert terminal.run("page", "get", "--timeline", ROOT, "--key", "00" * 18, "-o", str(tmp_path / "page"))[0] == 0
+    assert (tmp_path / "page").read_bytes() == content
+    assert terminal.run("page", "get", "--timeline", ROOT)[0] == 2
+
+
+def test_layer_files_are_listed_without_a_server(tmp_path: Path) -> None:
+    name = "0" * 36 + "-" + "F" * 36 + "__00000000014FED58-000000000154C481"
+    (tmp_path / f"{name}-v1-00000001").write_bytes(b"12345")
+    (tmp_path / f"{name}-v1-00000001.1.temp_download").write_bytes(b"")
+    (tmp_path / "ephemeral-1").write_bytes(b"")
+    code, text = Terminal({}).run("layer", "list", str(tmp_path), as_json=True)
+    found = json.loads(text)
+    assert code == 0
+    assert [(one["layer_file_name"], one["l0"], one["layer_file_size"]) for one in found] == [(name, True, 5)]
+
+
+@pytest.mark.parametrize("length", [0, 1, 16, 17])
+def test_a_dump_ends_with_its_length(length: int) -> None:
+    assert list(hex_dump(bytes(length)))[-1] == f"{length:06x}"
