@@ -204,6 +204,8 @@ def test_tablespaces_come_and_go() -> None:
     world.take("TablespaceDrop", oid=100000)
     assert world.snapshot().tablespaces() == {}
     assert world.snapshot(created).tablespaces() == {100000: "/mnt/fast"}
+    world.take("TablespaceCreate", oid=16400, path=b"")
+    assert world.snapshot().tablespaces() == {16400: "pg_tblspc/16400"}, "a tablespace in place has no path of its own"
 
 
 # Transactions
@@ -499,6 +501,7 @@ def test_a_relation_set_encodes_like_the_directory() -> None:
     relations = RelationSet([(16396, 1), (16396, 0)])
     assert relations.encode().hex() == "00000000000000020000400c000000400c01"
     assert not relations.add(RelTag(1, 2, 16396, 1))
-    assert relations.discard(RelTag(1, 2, 16396, 0)) and not relations.discard(RelTag(1, 2, 16396, 0))
+    assert relations.remove([RelTag(1, 2, 16396, 0), RelTag(1, 2, 9)]) == [RelTag(1, 2, 16396, 0)]
+    assert relations.remove([RelTag(1, 2, 16396, 0)]) == []
     assert RelTag(1, 2, 16396, 1) in relations and RelTag(1, 2, 16396, 0) not in relations
     assert relations.tags(1, 2) == [RelTag(1, 2, 16396, 1)]

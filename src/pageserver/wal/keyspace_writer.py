@@ -88,14 +88,13 @@ class RelationSet:
         self._elements.insert(at, element)
         return True
 
-    def discard(self, rel: RelTag) -> bool:
-        """Remove a fork; false if it is not there."""
-        element = _element(rel.relnode, rel.forknum)
-        at = bisect_left(self._elements, element)
-        if at == len(self._elements) or self._elements[at] != element:
-            return False
-        del self._elements[at]
-        return True
+    def remove(self, relations: Iterable[RelTag]) -> list[RelTag]:
+        """Remove forks in one pass, since a transaction may drop thousands; return those that were there."""
+        wanted = {_element(rel.relnode, rel.forknum): rel for rel in relations}
+        removed = [wanted[element] for element in self._elements if element in wanted]
+        if removed:
+            self._elements = [element for element in self._elements if element not in wanted]
+        return removed
 
     def __contains__(self, rel: RelTag) -> bool:
         element = _element(rel.relnode, rel.forknum)
@@ -269,8 +268,8 @@ class KeyspaceWriter:
             if database not in self.databases() and self.tolerant:
                 continue
             known = self.relations(*database)
-            forks = [RelTag(*database, relnode, forknum) for relnode in relnodes for forknum in range(4)]
-            dropped = [rel for rel in forks if known.discard(rel)]
+            forks = (RelTag(*database, relnode, forknum) for relnode in relnodes for forknum in range(4))
+            dropped = known.remove(forks)
             if dropped:
                 self._put_relations(*database, known)
                 self._mark_v2(dropped, exists=False)

@@ -28,8 +28,12 @@ def drop_database(writer: KeyspaceWriter, detail: DatabaseDrop) -> None:
 
 
 def create_tablespace(writer: KeyspaceWriter, detail: TablespaceCreate) -> None:
-    """Keep the tablespace's location, versioned, as an aux file of ours."""
-    writer.put_aux_file(tablespace_path(detail.oid), detail.path)
+    """Keep the tablespace's location, versioned, as an aux file of ours.
+
+    One that lies in place (``allow_in_place_tablespaces``) has no path in WAL; its location is that of its directory.
+    """
+    path = tablespace_path(detail.oid)
+    writer.put_aux_file(path, detail.path or path.encode())
 
 
 def drop_tablespace(writer: KeyspaceWriter, detail: TablespaceDrop) -> None:
