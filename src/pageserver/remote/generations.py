@@ -11,7 +11,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from pageserver.errors import ConflictError, UnavailableError
+from pageserver.errors import ConflictError, RequestError, UnavailableError
 from pageserver.ids import Generation, TenantShardId
 from pageserver.remote import paths
 from pageserver.remote.storage import ObjectExistsError, ObjectNotFoundError, ObjectStorage
@@ -30,6 +30,13 @@ class GenerationTakenError(ConflictError):
             wanted=wanted,
             highest=highest,
         )
+
+
+class InvalidStoreError(RequestError):
+    """The store cannot hand out generations: use another one, or a storage controller."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the store cannot be used without a storage controller: {reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,23 @@ async def claim_generation(
     raise UnavailableError(
         f"no generation of {shard} could be claimed in {_CLAIM_ATTEMPTS_MAX} attempts", shard=str(shard)
     )
+
+
+async def probe_store(storage: ObjectStorage, instance: str) -> None:
+    """Try once what claims rest upon: an exclusive create, and a listing that shows it. Raises InvalidStoreError."""
+    key = f"generations/probe-{instance}"
+    await storage.put_if_absent(key, b"1")
+    try:
+        try:
+            await storage.put_if_absent(key, b"2")
+        except ObjectExistsError:
+            pass
+        else:
+            raise InvalidStoreError("a conditional create of an object that exists succeeded")
+        if [item.key async for item in storage.list_objects(key)] != [key]:
+            raise InvalidStoreError("an object that was created is not listed")
+    finally:
+        await storage.delete([key])
 
 
 async def is_newest_generation(storage: ObjectStorage, shard: TenantShardId, generation: Generation) -> bool:

@@ -89,6 +89,7 @@ class Timeline:
         self._flush_waiters: list[asyncio.Future[None]] = []
         self._unpublished: list[LayerFacts] = []
         self._flushed_one = asyncio.Event()
+        self._has_told_fenced = False
 
     @property
     def last_record_lsn(self) -> Lsn:
@@ -289,6 +290,12 @@ class Timeline:
         )
         self.publisher.change_metadata(metadata)
         await self.publisher.publish()
+        if self.publisher.is_fenced and not self._has_told_fenced:
+            self._has_told_fenced = True
+            self._log.error(
+                "a newer generation exists: another server has taken over, nothing more is acknowledged",
+                generation=self.generation.number,
+            )
         del self._unpublished[: len(layers)]
         for layer in layers:
             self._log.info("flushed", layer=layer.name, bytes=layer.file_size, disk_consistent_lsn=str(flushed))

@@ -16,7 +16,12 @@ from pageserver.remote import (
     claim_generation,
     find_generationed,
 )
-from pageserver.remote.generations import GenerationTakenError, is_newest_generation
+from pageserver.remote.generations import (
+    GenerationTakenError,
+    InvalidStoreError,
+    is_newest_generation,
+    probe_store,
+)
 
 SHARD = TenantShardId(TenantId(bytes(range(16))))
 
@@ -71,6 +76,19 @@ async def test_claims_are_unique_and_above_everything(tmp_path: Path) -> None:
         await claim_generation(store, SHARD, claim(), wanted=15)
     assert await is_newest_generation(store, SHARD, Generation(20))
     assert not await is_newest_generation(store, SHARD, Generation(12))
+
+
+async def test_a_store_that_overwrites_is_refused(tmp_path: Path) -> None:
+    """Goal: the start-up probe passes on our store and finds one that does not keep the promise."""
+
+    class Overwriting(LocalStore):
+        async def put_if_absent(self, key: str, content: bytes) -> None:
+            await self.put(key, content)
+
+    await probe_store(LocalStore(tmp_path), "a")
+    assert [item.key async for item in LocalStore(tmp_path).list_objects("")] == []
+    with pytest.raises(InvalidStoreError, match="conditional create"):
+        await probe_store(Overwriting(tmp_path), "b")
 
 
 @pytest.mark.parametrize(
