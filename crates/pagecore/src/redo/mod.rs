@@ -20,15 +20,22 @@ use crate::wal::image::restore_into;
 use crate::wal::rmgr;
 use crate::{Flavour, Lsn, BLCKSZ};
 
+mod brin;
 mod btree;
 mod btree_rebuild;
 mod decode;
 mod fields;
+mod generic;
+mod gin;
+mod gin_leaf;
+mod gist;
+mod hash;
 mod heap;
 mod heap2;
 mod neon;
 mod sequence;
 mod slru;
+mod spgist;
 mod vm;
 mod xlog;
 
@@ -108,7 +115,13 @@ fn knows(ctx: &Context, rmid: u8, info: u8) -> bool {
         rmgr::HEAP2 => heap2::knows(info),
         rmgr::HEAP => heap::knows(info),
         rmgr::BTREE => btree::knows(info),
+        rmgr::HASH => hash::knows(info),
+        rmgr::GIN => gin::knows(info),
+        rmgr::GIST => gist::knows(info),
         rmgr::SEQ => sequence::knows(info),
+        rmgr::SPGIST => spgist::knows(info),
+        rmgr::BRIN => brin::knows(info),
+        rmgr::GENERIC => true,
         rmgr::NEON => neon::knows(ctx, info),
         _ => false,
     }
@@ -223,7 +236,11 @@ fn apply_to_page(ctx: &Context, record: &PageRecord<'_>, bytes: &mut PageBytes) 
         if !page.is_new() {
             page.set_lsn(record.lsn);
         }
-        return Ok(());
+        return match record.rmid {
+            rmgr::HASH => hash::after_restore(record, &mut page),
+            rmgr::GIST => gist::after_restore(record, &mut page),
+            _ => Ok(()),
+        };
     }
     let mut page = Page::new(bytes);
     if !record.target.will_init {
@@ -237,7 +254,13 @@ fn apply_to_page(ctx: &Context, record: &PageRecord<'_>, bytes: &mut PageBytes) 
         rmgr::HEAP2 => heap2::apply(ctx, record, &mut page)?,
         rmgr::HEAP => heap::apply(ctx, record, &mut page)?,
         rmgr::BTREE => btree::apply(record, &mut page)?,
+        rmgr::HASH => hash::apply(record, &mut page)?,
+        rmgr::GIN => gin::apply(record, &mut page)?,
+        rmgr::GIST => gist::apply(record, &mut page)?,
         rmgr::SEQ => sequence::apply(record, &mut page)?,
+        rmgr::SPGIST => spgist::apply(record, &mut page)?,
+        rmgr::BRIN => brin::apply(record, &mut page)?,
+        rmgr::GENERIC => generic::apply(record, &mut page)?,
         rmgr::NEON => neon::apply(record, &mut page)?,
         _ => return Err(Fault::Record("unknown resource manager")),
     };
