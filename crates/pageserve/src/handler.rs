@@ -74,11 +74,11 @@ impl BackupSink {
         self.send_blocking(BackupEvent::Chunk(chunk))
     }
 
-    pub fn finish_blocking(self) -> Result<(), SinkClosed> {
+    pub fn finish_blocking(&self) -> Result<(), SinkClosed> {
         self.send_blocking(BackupEvent::Done)
     }
 
-    pub fn fail_blocking(self, error: QueryError) -> Result<(), SinkClosed> {
+    pub fn fail_blocking(&self, error: QueryError) -> Result<(), SinkClosed> {
         self.send_blocking(BackupEvent::Failed(error))
     }
 
@@ -86,11 +86,11 @@ impl BackupSink {
         self.sender.send(BackupEvent::Chunk(chunk)).await.map_err(|_| SinkClosed)
     }
 
-    pub async fn finish(self) -> Result<(), SinkClosed> {
+    pub async fn finish(&self) -> Result<(), SinkClosed> {
         self.sender.send(BackupEvent::Done).await.map_err(|_| SinkClosed)
     }
 
-    pub async fn fail(self, error: QueryError) -> Result<(), SinkClosed> {
+    pub async fn fail(&self, error: QueryError) -> Result<(), SinkClosed> {
         self.sender.send(BackupEvent::Failed(error)).await.map_err(|_| SinkClosed)
     }
 }
