@@ -17,6 +17,9 @@ pub enum StoreError {
     InvalidLsn,
     #[error("only metadata keyspace can be scanned")]
     NotSparse,
+    /// What the caller names does not exist.
+    #[error("{0}")]
+    NotFound(String),
     /// The caller broke a rule of the interface.
     #[error("{0}")]
     Invalid(String),

@@ -395,3 +395,17 @@ fn decompress(frame: &[u8]) -> Result<Bytes, blob::BlobError> {
         None => blob::decompress(frame).map(Bytes::from),
     }
 }
+
+/// Opens a layer file on its own, for inspection: name and tenant are what its summary says.
+pub fn inspect(path: &Path) -> Result<(LayerFile, Summary), StoreError> {
+    let object = path.display().to_string();
+    let file = File::open(path).map_err(|e| StoreError::io("open layer file", path, &e))?;
+    let size = file.metadata().map_err(|e| StoreError::io("stat layer file", path, &e))?.len();
+    let mut block = vec![0; BLCKSZ];
+    file.read_exact_at(&mut block, 0).map_err(|e| StoreError::corrupt(&object, format!("no summary: {e}")))?;
+    let summary = Summary::decode(&block).map_err(|e| StoreError::corrupt(&object, e))?;
+    let caches = Arc::new(Caches::new(4 << 20, 0));
+    let layer = LayerFile::new(summary.name.clone(), path.to_path_buf(), size, summary.tenant_id, caches);
+    layer.open()?;
+    Ok((layer, summary))
+}

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use pagecore::layer::LayerName;
 use pagecore::{Key, Lsn};
@@ -166,21 +166,32 @@ impl Coverage {
 pub struct Historic {
     /// In the order (LSN start, LSN end, key start, key end, images last).
     by_name: BTreeMap<LayerName, Arc<LayerFile>>,
-    deltas: Coverage,
-    images: Coverage,
+    /// Built by the first search, so that changes without searches between them cost little.
+    index: OnceLock<Index>,
     l0_count: usize,
 }
 
+struct Index {
+    deltas: Coverage,
+    images: Coverage,
+}
+
 impl Historic {
-    fn build(by_name: BTreeMap<LayerName, Arc<LayerFile>>) -> Historic {
-        let mut layers: Vec<Arc<LayerFile>> = by_name.values().cloned().collect();
-        layers.sort_by_key(|l| {
-            let name = l.name();
-            (name.lsns.start, name.lsns.end, name.keys.start, name.keys.end)
-        });
-        let l0_count = layers.iter().filter(|l| l.name().is_l0()).count();
-        let (deltas, images) = layers.into_iter().partition(|l| l.name().is_delta());
-        Historic { by_name, deltas: Coverage::build(deltas), images: Coverage::build(images), l0_count }
+    fn new(by_name: BTreeMap<LayerName, Arc<LayerFile>>) -> Historic {
+        let l0_count = by_name.keys().filter(|name| name.is_l0()).count();
+        Historic { by_name, index: OnceLock::new(), l0_count }
+    }
+
+    fn index(&self) -> &Index {
+        self.index.get_or_init(|| {
+            let mut layers: Vec<Arc<LayerFile>> = self.by_name.values().cloned().collect();
+            layers.sort_by_key(|l| {
+                let name = l.name();
+                (name.lsns.start, name.lsns.end, name.keys.start, name.keys.end)
+            });
+            let (deltas, images) = layers.into_iter().partition(|l| l.name().is_delta());
+            Index { deltas: Coverage::build(deltas), images: Coverage::build(images) }
+        })
     }
 
     pub fn layers(&self) -> impl Iterator<Item = &Arc<LayerFile>> {
@@ -205,13 +216,15 @@ impl Historic {
 
     /// The latest delta and the latest image that contain `key` and start at or below `at`.
     pub fn latest(&self, key: &Key, at: Lsn) -> (Option<&Arc<LayerFile>>, Option<&Arc<LayerFile>>) {
-        (self.deltas.latest(key, at), self.images.latest(key, at))
+        let index = self.index();
+        (index.deltas.latest(key, at), index.images.latest(key, at))
     }
 
     /// The first key above `key` at which the answer of `latest` may change.
     fn next_border(&self, key: &Key) -> Option<Key> {
         let next = |c: &Coverage| c.borders.get(c.borders.partition_point(|b| b <= key)).copied();
-        match (next(&self.deltas), next(&self.images)) {
+        let index = self.index();
+        match (next(&index.deltas), next(&index.images)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
@@ -223,7 +236,7 @@ impl Historic {
         let mut from = range.start;
         while from < range.end {
             let to = self.next_border(&from).map_or(range.end, |b| b.min(range.end));
-            let image = self.images.latest(&from, at).cloned();
+            let image = self.index().images.latest(&from, at).cloned();
             match out.last_mut() {
                 Some((keys, last)) if last.as_ref().map(|l| l.id()) == image.as_ref().map(|l| l.id()) => keys.end = to,
                 _ => out.push((from..to, image)),
@@ -275,7 +288,7 @@ fn choose(delta: Option<Span>, image: Option<Span>, memory: Option<Span>, below:
 
 impl Default for LayerMap {
     fn default() -> Self {
-        LayerMap { open: None, frozen: Vec::new(), historic: Arc::new(Historic::build(BTreeMap::new())) }
+        LayerMap { open: None, frozen: Vec::new(), historic: Arc::new(Historic::new(BTreeMap::new())) }
     }
 }
 
@@ -342,7 +355,7 @@ impl LayerMap {
                 return Err(StoreError::Exists { path: name.to_string() });
             }
         }
-        let historic = Arc::new(Historic::build(by_name));
+        let historic = Arc::new(Historic::new(by_name));
         Ok(LayerMap { open: self.open.clone(), frozen: self.frozen.clone(), historic })
     }
 }

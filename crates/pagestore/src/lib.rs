@@ -1,7 +1,10 @@
 //! The storage engine on one machine: layers, layer map, reads, redo process. Disk only, no sockets, no policy.
 
 pub mod cache;
+pub mod directory;
 pub mod error;
+pub mod flush;
+pub mod image_layer;
 pub mod ingest;
 pub mod inmemory;
 pub mod io;
@@ -9,6 +12,8 @@ pub mod layer_file;
 pub mod layer_map;
 pub mod layer_writer;
 pub mod page_cache;
+pub mod read;
+pub mod reconstruct;
 pub mod redo;
 pub mod redo_process;
 pub mod rel_size;

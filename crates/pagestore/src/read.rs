@@ -1,0 +1,504 @@
+//! Reads: from keys and LSNs to pages (spec read-path-compaction-gc.md 1, 3, 4).
+//!
+//! ```text
+//! plan      fringe of (layer, LSNs) steps, newest first, over this timeline and its ancestors; only indexes are read
+//! fetch     the bytes of all planned values, neighbours joined
+//! replay    each key on its own
+//! ```
+//! An error of one key, or of one layer, fails the keys that need it and no others.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pagecore::redo::Context;
+use pagecore::value::Value;
+use pagecore::{Key, Lsn};
+
+use crate::error::StoreError;
+use crate::inmemory::Found;
+use crate::io::plan_reads;
+use crate::layer_file::Extent;
+use crate::layer_map::{Layer, LayerMap};
+use crate::page_cache::REPLAYED_RECORDS_MIN;
+use crate::reconstruct::{reconstruct, starts_from_zeros, Collected, Page};
+use crate::timeline::TimelineStore;
+
+/// How long a read waits for an ancestor to reach the branch point.
+const ANCESTOR_WAIT: Duration = Duration::from_secs(60);
+
+/// One value that the plan asks for.
+struct Part {
+    lsn: Lsn,
+    is_plain_image: bool,
+    /// Place in `Plan::sources`.
+    source: u32,
+    start: u64,
+    end: u64,
+    bytes: Option<Bytes>,
+}
+
+/// The search for one key.
+struct Search {
+    key: Key,
+    /// As asked.
+    lsn: Lsn,
+    /// Exclusive: what is at or above is collected already.
+    below: Lsn,
+    /// A page reconstructed by an earlier read.
+    base: Option<(Lsn, Bytes)>,
+    /// Newest first.
+    parts: Vec<Part>,
+    state: State,
+}
+
+enum State {
+    Open,
+    Complete,
+    /// An image layer covers the key and does not hold it: it does not exist, here or in an ancestor.
+    Covered,
+    Failed(StoreError),
+}
+
+impl Search {
+    fn is_open(&self) -> bool {
+        matches!(self.state, State::Open)
+    }
+
+    /// The lowest LSN still of interest in a step that starts at `floor`.
+    fn floor(&self, floor: Lsn) -> Lsn {
+        self.base.as_ref().map_or(floor, |(lsn, _)| floor.max(Lsn(lsn.0 + 1)))
+    }
+}
+
+/// A step of the fringe: everything with the same layer and LSNs is read at once.
+type FringeKey = (Reverse<Lsn>, Lsn, u64);
+
+#[derive(Default)]
+struct Plan {
+    searches: Vec<Search>,
+    sources: Vec<Layer>,
+    layers_visited: usize,
+}
+
+impl Plan {
+    /// Places a search at its next step, or ends it.
+    fn place(&mut self, i: usize, map: &LayerMap, fringe: &mut BTreeMap<FringeKey, (Layer, Vec<usize>)>) {
+        let search = &mut self.searches[i];
+        let base_lsn = search.base.as_ref().map(|(lsn, _)| *lsn);
+        let Some(step) = map.search(&search.key, search.below) else {
+            // Nothing older here; a base page, from here or from an ancestor, is then the end.
+            return;
+        };
+        if let Some(base_lsn) = base_lsn {
+            let layer_end = match &step.layer {
+                Layer::Memory(layer) => layer.end(),
+                Layer::File(file) => file.name().lsns.end,
+            };
+            if layer_end.min(search.below) <= Lsn(base_lsn.0 + 1) {
+                search.state = State::Complete;
+                return;
+            }
+        }
+        let at = (Reverse(search.below), step.floor, step.layer.id());
+        fringe.entry(at).or_insert_with(|| (step.layer, Vec::new())).1.push(i);
+    }
+
+    /// Searches the layers of one timeline.
+    fn visit(&mut self, store: &TimelineStore, open: &[usize]) {
+        let map = store.map();
+        let mut fringe = BTreeMap::new();
+        for i in open {
+            let search = &mut self.searches[*i];
+            let at = Lsn(search.below.0 - 1);
+            if let Some((lsn, page)) = store.caches.pages.get(store.id, &search.key, at) {
+                if search.base.as_ref().is_none_or(|(base, _)| *base < lsn) {
+                    search.base = Some((lsn, page));
+                }
+            }
+            self.place(*i, &map, &mut fringe);
+        }
+        while let Some(((Reverse(below), floor, _), (layer, members))) = fringe.pop_first() {
+            self.layers_visited += 1;
+            let source = self.sources.len() as u32;
+            for i in members {
+                let search = &mut self.searches[i];
+                if let Err(e) = read_step(search, &layer, source, floor, below) {
+                    search.state = State::Failed(e);
+                }
+                if search.is_open() {
+                    search.below = floor;
+                    self.place(i, &map, &mut fringe);
+                }
+            }
+            self.sources.push(layer);
+        }
+    }
+
+    /// Walks over this timeline and its ancestors until nothing is open.
+    fn walk(&mut self, store: &TimelineStore) {
+        let mut timeline = store;
+        loop {
+            let open: Vec<usize> = (0..self.searches.len()).filter(|i| self.searches[*i].is_open()).collect();
+            if open.is_empty() {
+                return;
+            }
+            self.visit(timeline, &open);
+            let Some(ancestor) = &timeline.ancestor else { return };
+            let branch_end = Lsn(timeline.ancestor_lsn.0.saturating_add(1));
+            let mut any = false;
+            for search in self.searches.iter_mut().filter(|s| s.is_open()) {
+                search.below = Lsn(search.lsn.0.saturating_add(1)).min(branch_end);
+                let done_by_base = search.base.as_ref().is_some_and(|(lsn, _)| search.below.0 <= lsn.0 + 1);
+                if done_by_base {
+                    search.state = State::Complete;
+                } else if search.key.is_inherited() {
+                    any = true;
+                } else {
+                    search.state = State::Covered;
+                }
+            }
+            if !any {
+                return;
+            }
+            if let Err(e) = wait_for_ancestor(ancestor, timeline.ancestor_lsn) {
+                for search in self.searches.iter_mut().filter(|s| s.is_open()) {
+                    search.state = State::Failed(e.clone());
+                }
+                return;
+            }
+            timeline = ancestor;
+        }
+    }
+
+    /// Reads the bytes of all parts that are not in memory.
+    fn fetch(&mut self) {
+        let mut wanted: Vec<(u32, u64, u64, usize, usize)> = Vec::new();
+        for (i, search) in self.searches.iter().enumerate() {
+            if matches!(search.state, State::Failed(_)) {
+                continue;
+            }
+            for (p, part) in search.parts.iter().enumerate() {
+                if part.bytes.is_none() {
+                    wanted.push((part.source, part.start, part.end, i, p));
+                }
+            }
+        }
+        if wanted.len() > 1 {
+            wanted.sort_unstable();
+        }
+        for of_source in wanted.chunk_by(|a, b| a.0 == b.0) {
+            let source = &self.sources[of_source[0].0 as usize];
+            let blobs: Vec<(u64, u64)> = of_source.iter().map(|w| (w.1, w.2)).collect();
+            for read in plan_reads(&blobs) {
+                let buffer = read_range(source, read.start, read.end);
+                for (_, start, end, i, p) in &of_source[read.blobs.clone()] {
+                    let bytes = buffer.clone().and_then(|buffer| {
+                        let blob = buffer.slice((start - read.start) as usize..(end - read.start) as usize);
+                        match source {
+                            Layer::Memory(_) => Ok(blob),
+                            Layer::File(file) => file.decode_blob(&blob),
+                        }
+                    });
+                    match bytes {
+                        Ok(bytes) => self.searches[*i].parts[*p].bytes = Some(bytes),
+                        Err(e) => self.searches[*i].state = State::Failed(e),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Reads planned bytes; the plan rounds up to whole chunks, which may lie beyond the end of what is there.
+fn read_range(source: &Layer, start: u64, end: u64) -> Result<Bytes, StoreError> {
+    match source {
+        Layer::Memory(layer) => {
+            let mut buffer = vec![0; (end.min(layer.file_len()) - start) as usize];
+            layer.read_file(&mut buffer, start)?;
+            Ok(Bytes::from(buffer))
+        }
+        Layer::File(file) => {
+            let mut buffer = vec![0; (end.min(file.size()) - start) as usize];
+            file.read_exact(&mut buffer, start)?;
+            Ok(Bytes::from(buffer))
+        }
+    }
+}
+
+/// Collects what one layer has for one key in `floor..below`.
+fn read_step(search: &mut Search, layer: &Layer, source: u32, floor: Lsn, below: Lsn) -> Result<(), StoreError> {
+    let lsns = search.floor(floor)..below;
+    let part = |extent: Extent, is_plain_image| Part {
+        lsn: extent.lsn,
+        is_plain_image,
+        source,
+        start: extent.start,
+        end: extent.end,
+        bytes: None,
+    };
+    let complete = match layer {
+        Layer::Memory(layer) => {
+            let mut found: Vec<Found> = Vec::new();
+            let complete = layer.find(&search.key, lsns, &mut found);
+            search.parts.extend(found.into_iter().map(|f| Part {
+                lsn: f.stored.lsn,
+                is_plain_image: false,
+                source,
+                start: f.stored.position,
+                end: f.stored.position + u64::from(f.stored.len),
+                bytes: f.bytes,
+            }));
+            complete
+        }
+        Layer::File(file) if file.name().is_delta() => {
+            let mut extents = Vec::new();
+            let complete = file.find_deltas(&search.key, &lsns, &mut extents)?;
+            search.parts.extend(extents.into_iter().rev().map(|e| part(e, false)));
+            complete
+        }
+        Layer::File(file) => match file.find_image(&search.key)? {
+            Some(extent) => {
+                search.parts.push(part(extent, true));
+                true
+            }
+            None => {
+                search.state = State::Covered;
+                return Ok(());
+            }
+        },
+    };
+    if complete {
+        search.base = None;
+        search.state = State::Complete;
+    }
+    Ok(())
+}
+
+fn wait_for_ancestor(ancestor: &TimelineStore, lsn: Lsn) -> Result<(), StoreError> {
+    ancestor.check_running()?;
+    match ancestor.wait_lsn(lsn, Instant::now() + ANCESTOR_WAIT)? {
+        true => Ok(()),
+        false => Err(StoreError::LsnTimeout { lsn, last_record_lsn: ancestor.last_record_lsn() }),
+    }
+}
+
+impl TimelineStore {
+    /// The value of `key` as of `lsn`, inclusive.
+    pub fn get(&self, key: Key, lsn: Lsn) -> Result<Bytes, StoreError> {
+        self.get_page(key, lsn).map(|page| page.bytes)
+    }
+
+    /// Like `get`, with the LSN of the last change.
+    pub fn get_page(&self, key: Key, lsn: Lsn) -> Result<Page, StoreError> {
+        match self.read_pages(&[(key, lsn)]).pop() {
+            Some(result) => result,
+            None => Err(StoreError::Invalid("read without a result".into())),
+        }
+    }
+
+    /// One result for each key, in order.
+    pub fn get_vectored(&self, keys: &[(Key, Lsn)]) -> Vec<Result<Bytes, StoreError>> {
+        self.read_pages(keys).into_iter().map(|page| page.map(|p| p.bytes)).collect()
+    }
+
+    pub(crate) fn context(&self) -> Context {
+        Context { major: self.pg_version, flavour: self.flavour, hint_bits_logged: self.hint_bits_logged }
+    }
+
+    pub fn read_pages(&self, keys: &[(Key, Lsn)]) -> Vec<Result<Page, StoreError>> {
+        let stopped = self.is_stopped();
+        let search = |(key, lsn): &(Key, Lsn)| Search {
+            key: *key,
+            lsn: *lsn,
+            below: Lsn(lsn.0.saturating_add(1)),
+            base: None,
+            parts: Vec::new(),
+            state: match (stopped, lsn.0) {
+                (true, _) => State::Failed(StoreError::Stopped),
+                (false, 0) => State::Failed(StoreError::InvalidLsn),
+                (false, _) => State::Open,
+            },
+        };
+        let mut plan = Plan { searches: keys.iter().map(search).collect(), ..Plan::default() };
+        plan.walk(self);
+        plan.fetch();
+        let context = self.context();
+        let last = self.last_record_lsn();
+        plan.searches.into_iter().map(|search| self.finish(search, &context, last)).collect()
+    }
+
+    fn finish(&self, search: Search, context: &Context, last: Lsn) -> Result<Page, StoreError> {
+        let Search { key, lsn, base, parts, state, .. } = search;
+        match state {
+            State::Failed(e) => return Err(e),
+            State::Covered if parts.is_empty() || !starts_from_zeros(context, &key) => {
+                return Err(self.missing(key, lsn));
+            }
+            // The end of the layers: whatever was found must do, and without anything the key does not exist.
+            State::Open if base.is_none() && parts.is_empty() => return Err(self.missing(key, lsn)),
+            State::Open | State::Complete | State::Covered => {}
+        }
+        let mut collected = Vec::with_capacity(parts.len());
+        for part in parts {
+            let Some(bytes) = part.bytes else {
+                return Err(StoreError::Invalid(format!("value of key {key} at {} was not read", part.lsn)));
+            };
+            collected.push(Collected { lsn: part.lsn, is_plain_image: part.is_plain_image, bytes });
+        }
+        let page = reconstruct(context, self.redo.as_deref(), key, lsn, base, &collected)?;
+        if page.replayed > REPLAYED_RECORDS_MIN && lsn <= last {
+            self.caches.pages.insert(self.id, key, page.lsn, page.bytes.clone());
+        }
+        Ok(page)
+    }
+
+    fn missing(&self, key: Key, lsn: Lsn) -> StoreError {
+        StoreError::MissingKey {
+            key,
+            shard: self.shard.number,
+            lsn,
+            ancestor_lsn: self.ancestor.as_ref().map(|_| self.ancestor_lsn),
+            detail: String::new(),
+        }
+    }
+
+    /// What exists in a range of the sparse keyspace at `lsn`, in key order. Empty values are tombstones.
+    pub fn scan(&self, range: Range<Key>, lsn: Lsn) -> Result<Vec<(Key, Bytes)>, StoreError> {
+        self.check_running()?;
+        if lsn == Lsn::INVALID {
+            return Err(StoreError::InvalidLsn);
+        }
+        if range.start < Key::SPARSE_START || range.end > Key::SPARSE_END {
+            return Err(StoreError::NotSparse);
+        }
+        let mut found: HashMap<Key, Bytes> = HashMap::new();
+        let mut ranges = vec![range];
+        let mut timeline = self;
+        let mut below = Lsn(lsn.0.saturating_add(1));
+        loop {
+            ranges = timeline.scan_layers(ranges, below, &mut found)?;
+            let Some(ancestor) = &timeline.ancestor else { break };
+            ranges = ranges.into_iter().flat_map(inherited).collect();
+            if ranges.is_empty() {
+                break;
+            }
+            wait_for_ancestor(ancestor, timeline.ancestor_lsn)?;
+            below = below.min(Lsn(timeline.ancestor_lsn.0.saturating_add(1)));
+            timeline = ancestor;
+        }
+        let mut out: Vec<(Key, Bytes)> = found.into_iter().collect();
+        out.sort_unstable_by_key(|(key, _)| *key);
+        Ok(out)
+    }
+
+    /// Follows ranges to the bottom of this timeline. Returns the pieces that no image layer covers.
+    fn scan_layers(
+        &self,
+        ranges: Vec<Range<Key>>,
+        below: Lsn,
+        found: &mut HashMap<Key, Bytes>,
+    ) -> Result<Vec<Range<Key>>, StoreError> {
+        let map = self.map();
+        let mut uncovered = Vec::new();
+        let mut pending: Vec<(Range<Key>, Lsn)> = ranges.into_iter().map(|r| (r, below)).collect();
+        // A piece is followed down before its neighbours, so each key meets its newest value first.
+        while let Some((range, below)) = pending.pop() {
+            let mut from = range.start;
+            for (piece, step) in map.search_range(&range, below) {
+                if from < piece.start {
+                    uncovered.push(from..piece.start);
+                }
+                from = piece.end;
+                scan_layer(&step.layer, &piece, step.floor..below, found)?;
+                if !step.layer.is_image() {
+                    pending.push((piece, step.floor));
+                }
+            }
+            if from < range.end {
+                uncovered.push(from..range.end);
+            }
+        }
+        Ok(uncovered)
+    }
+}
+
+/// The parts of a sparse range that a branch sees in its ancestor: not aux files, not replication origins.
+fn inherited(range: Range<Key>) -> Vec<Range<Key>> {
+    let (first, last) = (Key { field1: 0x62, ..Key::MIN }, Key { field1: 0x64, ..Key::MIN });
+    let parts = [range.start..range.end.min(first), range.start.max(last)..range.end];
+    parts.into_iter().filter(|r| r.start < r.end).collect()
+}
+
+fn scan_layer(
+    layer: &Layer,
+    keys: &Range<Key>,
+    lsns: Range<Lsn>,
+    found: &mut HashMap<Key, Bytes>,
+) -> Result<(), StoreError> {
+    match layer {
+        Layer::Memory(memory) => {
+            for key in memory.sparse_keys(keys) {
+                if found.contains_key(&key) {
+                    continue;
+                }
+                let mut values = Vec::new();
+                memory.find(&key, lsns.clone(), &mut values);
+                if let Some(Found { stored, bytes }) = values.into_iter().next() {
+                    let bytes = match bytes {
+                        Some(bytes) => bytes,
+                        None => {
+                            let mut buffer = vec![0; stored.len as usize];
+                            memory.read_at(&mut buffer, stored.position)?;
+                            Bytes::from(buffer)
+                        }
+                    };
+                    found.insert(key, image_of(key, stored.lsn, &bytes)?);
+                }
+            }
+        }
+        Layer::File(file) => {
+            let mut newest: Vec<(Key, Extent)> = Vec::new();
+            file.for_each_entry(keys, |key, extent| {
+                if lsns.contains(&extent.lsn) && !found.contains_key(&key) {
+                    match newest.last_mut() {
+                        Some((last, e)) if *last == key => *e = extent,
+                        _ => newest.push((key, extent)),
+                    }
+                }
+                Ok(true)
+            })?;
+            for (key, extent) in newest {
+                let blob = file.read_blob(&extent)?;
+                let image = if file.name().is_delta() { image_of(key, extent.lsn, &blob)? } else { blob };
+                found.insert(key, image);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Values of the sparse keyspace are always images.
+fn image_of(key: Key, lsn: Lsn, value: &Bytes) -> Result<Bytes, StoreError> {
+    match Value::decode(value) {
+        Ok(Value::Image(image)) => Ok(value.slice(value.len() - image.len()..)),
+        Ok(Value::Record(_)) => {
+            Err(StoreError::CorruptValue { key, lsn, detail: "a record in the sparse keyspace".into() })
+        }
+        Err(e) => Err(StoreError::CorruptValue { key, lsn, detail: e.to_string() }),
+    }
+}
+
+/// Kept for those who hold a store weakly: a strong handle, unless the timeline is gone or stopping.
+pub fn upgrade(store: &std::sync::Weak<TimelineStore>) -> Result<Arc<TimelineStore>, StoreError> {
+    let store = store.upgrade().ok_or(StoreError::Stopped)?;
+    store.check_running()?;
+    Ok(store)
+}
+
+#[cfg(test)]
+#[path = "read_tests.rs"]
+mod tests;
