@@ -28,6 +28,12 @@ build: venv ## compile the engine and install the commands .venv/bin/pageserver 
 	@echo "== compiling the engine (Rust, optimised; the first time takes some minutes)"
 	@mkdir -p $(PAGESERVER_CACHE)
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+	@$(MAKE) --no-print-directory walredo
+
+.PHONY: walredo
+walredo: venv ## build the WAL redo extension for every PostgreSQL whose headers are there (15, 16, 18)
+	@echo "== building the WAL redo extension"
+	@$(BIN)/python pgext/build.py
 
 .PHONY: postgres
 postgres: venv ## fetch PostgreSQL 14 to 18 for tests and demo into the cache (nothing is done when they are there)
@@ -35,4 +41,4 @@ postgres: venv ## fetch PostgreSQL 14 to 18 for tests and demo into the cache (n
 
 .PHONY: clean
 clean: ## remove what the tasks made in this checkout (not the cache)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis src/pageserver/*.so
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis src/pageserver/*.so src/pageserver/postgres/walredo

@@ -4,7 +4,9 @@ Errors are those of ``pageserver.errors``. Each group of names here has a file o
 ``crates/pagecore-py/src``.
 """
 
-from typing import Any, TypeAlias, final
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, final
 
 # crc.rs
 
@@ -351,6 +353,97 @@ class WalIngest:
 
     def forget_slru(self, kind: int, segno: int) -> None:
         """Take note that a segment does not exist any more."""
+
+# redo.rs
+
+class _RedoCommand(Protocol):
+    """How to start a WAL redo process; ``pageserver.postgres.redo_scratch.RedoCommand`` is one."""
+
+    @property
+    def argv(self) -> Sequence[str]:
+        """Program and arguments; ``{scratch}`` becomes the process's copy of the template, ``{tenant}`` the tenant."""
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The whole environment."""
+
+    @property
+    def uid(self) -> int | None: ...
+    @property
+    def gid(self) -> int | None: ...
+    @property
+    def scratch_template(self) -> Path | None:
+        """A directory; every process gets a copy beside it, owned by ``uid``."""
+
+_Histogram: TypeAlias = tuple[list[float], list[int], float]
+
+@final
+class RedoMetrics:
+    """What is counted about redo processes; one for the server, shared by all pools."""
+
+    def __new__(cls) -> RedoMetrics: ...
+    def snapshot(self) -> dict[str, int | dict[str, int] | _Histogram]:
+        """Return the values by metric name (walredo.md 4.2).
+
+        Counters are integers, or integers by label value. Histograms are (upper bounds, cumulative counts with the
+        total at the end, sum).
+        """
+
+@final
+class RedoPool:
+    """The WAL redo processes of one tenant: none before the first request, then normally one."""
+
+    def __new__(
+        cls,
+        *,
+        tenant: str,
+        timeout_seconds: float,
+        command: Callable[[int, bool], _RedoCommand],
+        log: Callable[[str, dict[str, Any]], None] | None = None,
+        metrics: RedoMetrics | None = None,
+    ) -> RedoPool:
+        """``command(pg_version, hint_bits_logged)`` is asked before each start, in the thread of the request that
+        needs the process; what it raises becomes the reason why there is none. ``hint_bits_logged``: the source of the
+        WAL has data checksums or wal_log_hints.
+
+        ``log(event, fields)`` gets ``started``, ``stopped``, ``received output`` (a line on standard error), ``failed``
+        and ``retried walredo succeeded``, from any thread. Neither may call back into the pool.
+
+        ``timeout_seconds`` is that of one exchange (``wal_redo_timeout``).
+        """
+
+    def is_running(self) -> bool:
+        """Say whether a process is ready to be used."""
+
+    def pid(self) -> int | None:
+        """Return the id of the current process."""
+
+    def idle_seconds(self) -> float | None:
+        """Return how long ago the last request came; None if there was none."""
+
+    def stop_if_idle(self, idle_seconds: float) -> bool:
+        """Stop the process if there was no request for so long; say whether one was stopped. Blocks for its end."""
+
+    def shutdown(self) -> None:
+        """Start no process any more, kill and reap those that run. Requests in flight and later ones fail."""
+
+    def redo(
+        self,
+        *,
+        key: bytes,
+        lsn: int,
+        pg_version: int,
+        hint_bits_logged: bool,
+        base: tuple[int, bytes] | None,
+        records: list[tuple[int, bytes]],
+    ) -> bytes:
+        """Replay ``records`` (end LSN, bytes; ascending) over ``base`` (LSN, page); for tests and tools, the store has
+        its own way. ``lsn`` is for messages only.
+
+        Shape: 8192 bytes. Raises: RequestError (no records, not a relation block, a base of another length),
+        UnavailableError (no process, or it timed out three times), CorruptDataError (it refused the records or died of
+        them), StoppedError.
+        """
 
 # store.rs
 

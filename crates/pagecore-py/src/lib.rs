@@ -2,9 +2,12 @@
 use pyo3::prelude::*;
 
 mod crc;
+mod redo;
 
 #[pymodule]
 mod _core {
     #[pymodule_export]
     use crate::crc::crc32c;
+    #[pymodule_export]
+    use crate::redo::{PyRedoMetrics, PyRedoPool};
 }

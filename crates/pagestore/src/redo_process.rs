@@ -88,6 +88,10 @@ pub struct RedoCommand {
     pub scratch_template: Option<PathBuf>,
 }
 
+/// Says how to start a process for a PostgreSQL major version and a source that logs hint bits or not; an error is the reason
+/// why there is none. Asked before each start, so settings may change; must not call back into the pool.
+pub type CommandSource = Box<dyn Fn(u8, bool) -> Result<RedoCommand, String> + Send + Sync>;
+
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PoolError {
     #[error("invalid WAL redo request with no records")]
@@ -98,8 +102,8 @@ pub enum PoolError {
     BaseLength(usize),
     #[error("invalid WAL redo request: record of {0} bytes")]
     RecordLength(usize),
-    #[error("there is no WAL redo process for PostgreSQL {0}; HINT: set pg_installations or pg_distrib_dir, and build the extension for this version")]
-    NoCommand(u8),
+    #[error("there is no WAL redo process for PostgreSQL {major}: {reason}")]
+    NoCommand { major: u8, reason: String },
     #[error("WAL redo was cancelled: the tenant is shut down")]
     Stopped,
     #[error("WAL redo timed out")]

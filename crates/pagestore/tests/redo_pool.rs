@@ -29,18 +29,23 @@ struct World {
 }
 
 fn world(script: &str, timeout: Duration) -> World {
+    let command = shell(script);
+    world_of(timeout, move |_| Ok(command.clone()))
+}
+
+fn world_of(timeout: Duration, command: impl Fn(u8) -> Result<RedoCommand, String> + Send + Sync + 'static) -> World {
     let log = Arc::new(Mutex::new(Vec::new()));
     let metrics = Arc::new(RedoMetrics::default());
     let pool = RedoPool::new(
         "tenant".into(),
         timeout,
+        Box::new(move |major, _| command(major)),
         Box::new({
             let log = Arc::clone(&log);
             move |event: RedoEvent<'_>| log.lock().unwrap().push(format!("{event:?}"))
         }),
         Arc::clone(&metrics),
     );
-    pool.set_command(16, false, shell(script));
     World { pool: Arc::new(pool), metrics, log }
 }
 
@@ -119,11 +124,12 @@ fn a_process_that_dies_is_reported_with_its_last_words() {
 
 #[test]
 fn a_program_that_is_not_there_and_a_version_without_command_are_told_apart() {
-    let World { pool, metrics, .. } = world(OBEDIENT, LONG);
-    let other = RedoRequest { major: 17, ..request() };
-    assert_eq!(pool.redo(&other, Attempts::ReadPage), Err(PoolError::NoCommand(17)));
     let missing = RedoCommand { argv: vec!["/nonexistent/postgres".into()], ..RedoCommand::default() };
-    pool.set_command(17, false, missing);
+    let commands = move |major| if major == 17 { Ok(missing.clone()) } else { Err("not built".into()) };
+    let World { pool, metrics, .. } = world_of(LONG, commands);
+    let error = pool.redo(&request(), Attempts::ReadPage).unwrap_err();
+    assert_eq!(error.to_string(), "there is no WAL redo process for PostgreSQL 16: not built");
+    let other = RedoRequest { major: 17, ..request() };
     let error = pool.redo(&other, Attempts::ReadPage).unwrap_err();
     assert!(matches!(&error, PoolError::Launch(text) if text.contains("No such file")), "{error}");
     assert_eq!(metrics.live(), 0);
@@ -166,11 +172,10 @@ fn a_process_gets_a_copy_of_the_template_that_goes_with_it() {
     let root = std::env::temp_dir().join(format!("redo-pool-test-{}", std::process::id()));
     std::fs::create_dir_all(root.join("template")).unwrap();
     std::fs::write(root.join("template/here"), "x").unwrap();
-    let World { pool, .. } = world(OBEDIENT, LONG);
     let mut command = shell("test -f {scratch}/here && test $PWD = {scratch} && test $ONLY = me && exec cat /dev/zero");
     command.scratch_template = Some(root.join("template"));
     command.env = vec![("ONLY".into(), "me".into())];
-    pool.set_command(16, false, command);
+    let World { pool, .. } = world_of(LONG, move |_| Ok(command.clone()));
     pool.redo(&request(), Attempts::GcCompaction).unwrap();
     assert_eq!(std::fs::read_dir(&root).unwrap().count(), 2);
     pool.shutdown();

@@ -38,7 +38,9 @@ impl From<PoolError> for RedoProcessError {
     fn from(error: PoolError) -> RedoProcessError {
         let text = error.to_string();
         match error {
-            PoolError::NoCommand(_) | PoolError::Launch(_) | PoolError::Stopped => RedoProcessError::Unavailable(text),
+            PoolError::NoCommand { .. } | PoolError::Launch(_) | PoolError::Stopped => {
+                RedoProcessError::Unavailable(text)
+            }
             _ => RedoProcessError::Failed(text),
         }
     }

@@ -13,7 +13,7 @@ use pagecore::Lsn;
 
 use super::metrics::{RedoMetrics, StopCause};
 use super::process::Process;
-use super::{wire, Attempts, PoolError, RedoCommand, RedoEvent, RedoLog, RedoRequest};
+use super::{wire, Attempts, CommandSource, PoolError, RedoEvent, RedoLog, RedoRequest};
 
 /// Which process can serve a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +28,9 @@ static SCRATCH_NUMBER: AtomicU64 = AtomicU64::new(0);
 pub struct RedoPool {
     tenant: String,
     timeout: Duration,
+    commands: CommandSource,
+    /// Held while a process is started, so that concurrent first requests wait for one start.
+    starting: Mutex<()>,
     state: Mutex<State>,
     log: Arc<RedoLog>,
     metrics: Arc<RedoMetrics>,
@@ -35,7 +38,6 @@ pub struct RedoPool {
 
 #[derive(Default)]
 struct State {
-    commands: HashMap<Kind, Arc<RedoCommand>>,
     current: HashMap<Kind, Arc<Process>>,
     /// Every process that may be alive, also those taken out of rotation, for `shutdown`.
     all: Vec<Weak<Process>>,
@@ -45,8 +47,22 @@ struct State {
 
 impl RedoPool {
     /// `timeout` is that of a whole exchange, waiting for others included.
-    pub fn new(tenant: String, timeout: Duration, log: RedoLog, metrics: Arc<RedoMetrics>) -> RedoPool {
-        RedoPool { tenant, timeout, state: Mutex::default(), log: Arc::new(log), metrics }
+    pub fn new(
+        tenant: String,
+        timeout: Duration,
+        commands: CommandSource,
+        log: RedoLog,
+        metrics: Arc<RedoMetrics>,
+    ) -> RedoPool {
+        RedoPool {
+            tenant,
+            timeout,
+            commands,
+            starting: Mutex::default(),
+            state: Mutex::default(),
+            log: Arc::new(log),
+            metrics,
+        }
     }
 
     /// Returns the 8192 bytes of the page. Blocks; safe to repeat.
@@ -76,11 +92,6 @@ impl RedoPool {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Says how to start processes of one kind; those that run are left alone.
-    pub fn set_command(&self, major: u8, hint_bits_logged: bool, command: RedoCommand) {
-        self.lock().commands.insert(Kind { major, hint_bits_logged }, Arc::new(command));
     }
 
     pub fn is_running(&self) -> bool {
@@ -113,14 +124,17 @@ impl RedoPool {
 
     /// No process is started any more; those that run are killed and reaped before this returns. Requests in flight fail.
     pub fn shutdown(&self) {
+        self.lock().stopped = true;
+        // A start that is under way ends first, and sees that it was in vain.
+        let starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
         let all: Vec<Arc<Process>> = {
             let mut state = self.lock();
-            state.stopped = true;
             let all = std::mem::take(&mut state.all).iter().filter_map(Weak::upgrade).collect();
             state.current.clear();
             all
         };
         all.iter().for_each(|process| process.stop(StopCause::WalRedoProcessDrop));
+        drop(starting);
     }
 
     pub fn metrics(&self) -> &Arc<RedoMetrics> {
@@ -131,28 +145,42 @@ impl RedoPool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The current process of this kind. Starting happens under the lock: concurrent first requests wait for one start.
+    /// The current process of this kind, started if there is none.
     fn process(&self, kind: Kind) -> Result<Arc<Process>, PoolError> {
-        let mut state = self.lock();
-        if state.stopped {
-            return Err(PoolError::Stopped);
+        if let Some(process) = self.current(kind)? {
+            return Ok(process);
         }
-        state.last_redo = Some(Instant::now());
-        if let Some(process) = state.current.get(&kind) {
-            return Ok(Arc::clone(process));
+        let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(process) = self.current(kind)? {
+            return Ok(process);
         }
-        let command = state.commands.get(&kind).cloned().ok_or(PoolError::NoCommand(kind.major))?;
-        let number = SCRATCH_NUMBER.fetch_add(1, Relaxed);
-        let name = format!("redo-{}-{number}", self.tenant);
+        let no_command = |reason| PoolError::NoCommand { major: kind.major, reason };
+        let command = (self.commands)(kind.major, kind.hint_bits_logged).map_err(no_command)?;
+        let name = format!("redo-{}-{}", self.tenant, SCRATCH_NUMBER.fetch_add(1, Relaxed));
         let begun = Instant::now();
         let process = Process::start(&command, &self.tenant, &name, self.timeout, &self.log, &self.metrics)?;
         self.metrics.launch_seconds.observe(begun.elapsed().as_secs_f64());
         (self.log)(RedoEvent::Started { pid: process.pid(), major: kind.major });
         let process = Arc::new(process);
+        let mut state = self.lock();
+        if state.stopped {
+            drop(state);
+            process.stop(StopCause::WalRedoProcessDrop);
+            return Err(PoolError::Stopped);
+        }
         state.all.retain(|old| old.strong_count() > 0);
         state.all.push(Arc::downgrade(&process));
         state.current.insert(kind, Arc::clone(&process));
         Ok(process)
+    }
+
+    fn current(&self, kind: Kind) -> Result<Option<Arc<Process>>, PoolError> {
+        let mut state = self.lock();
+        if state.stopped {
+            return Err(PoolError::Stopped);
+        }
+        state.last_redo = Some(Instant::now());
+        Ok(state.current.get(&kind).cloned())
     }
 
     /// Takes a process out of rotation, unless somebody has replaced it already.
