@@ -13,6 +13,18 @@ from typing import Any, Protocol, TypeAlias, final
 def crc32c(data: bytes, start: int = 0) -> int:
     """Return the CRC-32C of ``data``; ``start`` is the CRC of what came before it, 0 at the beginning."""
 
+# verify.rs
+
+def compare_blocks(
+    ours: bytes, theirs: bytes, fork: int, first_block: int, failed: dict[int, str]
+) -> list[tuple[int, str, str, str, str]]:
+    """Compare consecutive pages of a relation fork, a timeline's with a data directory's; either may be shorter.
+
+    Returns (block, page kind, verdict, reason, detail) for each block. Verdicts: ``equal``, ``masked`` (with a reason),
+    ``different``, ``missing`` (only ours), ``extra`` (only theirs), ``unsupported``. ``failed`` names blocks that the
+    timeline could not make, and why. Source: spec stock.md 4, walredo.md 16.
+    """
+
 # wal.rs
 
 @final

@@ -3,6 +3,7 @@ use pyo3::prelude::*;
 
 mod crc;
 mod redo;
+mod verify;
 
 #[pymodule]
 mod _core {
@@ -10,4 +11,6 @@ mod _core {
     use crate::crc::crc32c;
     #[pymodule_export]
     use crate::redo::{PyRedoMetrics, PyRedoPool};
+    #[pymodule_export]
+    use crate::verify::compare_blocks;
 }

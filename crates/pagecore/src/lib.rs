@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod checksum;
+pub mod compare;
 pub mod directory;
 pub mod key;
 pub mod layer;

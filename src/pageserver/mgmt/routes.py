@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pageserver.mgmt import import_routes, process_routes, tenant_routes, timeline_routes, unbuilt_routes
+from pageserver.mgmt import data_directory_routes, import_routes, process_routes, tenant_routes, timeline_routes, unbuilt_routes
 
 ROUTERS = [
     process_routes.router,
     tenant_routes.router,
     timeline_routes.router,
     import_routes.router,
+    data_directory_routes.router,
     unbuilt_routes.router,
 ]
