@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pageserver.cli.client import DEFAULT_URL, ApiClient, Session
 
-COMMAND_MODULES = ("status", "tenant", "timeline", "page", "layer", "wal")
+COMMAND_MODULES = ("status", "tenant", "timeline", "page", "layer", "wal", "restore", "verify")
 """Modules of `pageserver.cli`; each has `register(group)`, which adds its commands."""
 
 

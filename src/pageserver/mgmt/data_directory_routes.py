@@ -4,8 +4,8 @@
     GET …/data_directory/part/{n}?lsn=&parts=&tli=   part n as a tar archive (`serve/restore.py`)
     GET …/data_directory/verify/{n}?lsn=&parts=      part n as frames (`serve/verify_stream.py`)
 
-The same parameters give the same parts, so they may be fetched in parallel and in any order. An answer that breaks off was cut short by
-an error: the client must throw all parts away.
+The same parameters give the same parts, so they may be fetched in parallel and in any order. An answer that breaks
+off was cut short by an error: the client must throw all parts away.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from pageserver.mgmt.requests import parse_lsn, path_param, query_param, tenant_
 from pageserver.mgmt.tenant_routes import active_tenant
 from pageserver.postgres.timeline_history import HistoryEntry
 from pageserver.postgres.versions import PostgresVersion, postgres_version
-from pageserver.postgres.wal_segment import restore_position
 from pageserver.serve import restore, verify_stream
 from pageserver.serve.data_directory import BlockReader, DataDirectory
 from pageserver.timeline import Timeline
@@ -66,6 +65,7 @@ async def get_manifest(request: Request) -> Response:
             "size_bytes": plan.size_bytes,
             "tablespaces": [{"oid": oid, "location": location} for oid, location in sorted(plan.tablespaces.items())],
             "directories": plan.directories,
+            "pg_installation": context_of(request).config.settings.pg_installations.get(str(view.version.major)),
         }
     )
 

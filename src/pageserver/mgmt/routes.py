@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pageserver.mgmt import data_directory_routes, import_routes, process_routes, tenant_routes, timeline_routes, unbuilt_routes
+from pageserver.mgmt import (
+    data_directory_routes,
+    import_routes,
+    process_routes,
+    tenant_routes,
+    timeline_routes,
+    unbuilt_routes,
+)
 
 ROUTERS = [
     process_routes.router,
