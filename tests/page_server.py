@@ -1,0 +1,130 @@
+"""A page server process of ours for tests: started in a directory, asked over HTTP and `pagectl`, stopped or killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+SOURCES = Path(__file__).parents[1] / "src"
+_START_TIMEOUT_SECONDS = 60.0
+_POLL_SECONDS = 0.05
+
+
+class PageServerProcess:
+    """One page server. The workdir outlives `stop` and `kill`, so `start` again is a restart."""
+
+    def __init__(self, workdir: Path, *, settings: dict[str, str] | None = None) -> None:
+        self.workdir = workdir
+        self.http_port, self.pg_port = free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.http_port}"
+        self.log_path = workdir.with_name(f"{workdir.name}.log")
+        self._settings = {
+            "listen_http_addr": f"'127.0.0.1:{self.http_port}'",
+            "listen_pg_addr": f"'127.0.0.1:{self.pg_port}'",
+            **(settings or {}),
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        _run("pageserver", "-D", str(workdir), "--init")
+
+    def __enter__(self) -> PageServerProcess:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.is_running():
+            self.stop()
+
+    def start(self) -> None:
+        """Start and wait until it answers. Raises AssertionError with the end of its log if it does not."""
+        assert self._process is None, "it runs already"
+        options = [part for key, value in self._settings.items() for part in ("-c", f"{key}={value}")]
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pageserver.cli.pageserver", "-D", str(self.workdir), *options],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+            )
+        self.wait_for(self._answers, _START_TIMEOUT_SECONDS, "an answer")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout_seconds: float = 60.0) -> int:
+        """Send a signal and wait for the end. Returns the exit code."""
+        assert self._process is not None, "it does not run"
+        self._process.send_signal(number)
+        code = self._process.wait(timeout_seconds)
+        self._process = None
+        return code
+
+    def kill(self) -> None:
+        """Kill it as a crash would."""
+        self.stop(signal.SIGKILL)
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def api(self, method: str, path: str, body: Any = None) -> Any:
+        """Ask the management API. Raises httpx.HTTPStatusError."""
+        with httpx.Client(base_url=self.url, timeout=60) as client:
+            response = client.request(method, path, json=body)
+            response.raise_for_status()
+            return response.json()
+
+    def pagectl(self, *arguments: str) -> Any:
+        """Run `pagectl --json` and return what it printed. Raises AssertionError with its message if it fails."""
+        return json.loads(_run("pagectl", "--url", self.url, "--json", *arguments))
+
+    def wait_for(self, condition: Callable[[], bool], timeout_seconds: float, what: str) -> None:
+        """Wait until a condition holds. Raises AssertionError with the end of the log."""
+        deadline = time.monotonic() + timeout_seconds
+        while not condition():
+            assert self.is_running(), f"the page server ended while waiting for {what}\n{self.log_end()}"
+            assert time.monotonic() < deadline, f"no {what} within {timeout_seconds} s\n{self.log_end()}"
+            time.sleep(_POLL_SECONDS)
+
+    def log_end(self) -> str:
+        return self.log_path.read_text(errors="replace")[-4000:]
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return bool(self.api("GET", "/v1/status"))
+        return False
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+
+def _run(command: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"pageserver.cli.{command}", *arguments],
+        capture_output=True,
+        text=True,
+        env=_environment(),
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command} {' '.join(arguments)}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1"}
