@@ -1,15 +1,4 @@
-//! Redo against PostgreSQL itself, over WAL of real servers (spec walredo.md 16, test recipe).
-//!
-//! The runs are made by `python -m tests.redo.make_wal OUT` and found through the environment variable `REDO_RUNS`, a
-//! list of their directories separated by colons. Every record is applied natively, page by page, starting from the data
-//! directory as it was before. Then:
-//!
-//! - where a record carries the page it should lead to (`wal_consistency_checking`), both are masked and compared;
-//! - in the end every page that is in the data directory is compared with the file.
-//!
-//! A table by record type is printed; any difference fails the test.
-
-#![expect(clippy::expect_used, reason = "a test may stop where its input is not what it must be")]
+//! Applies the WAL of a run to the pages it began with, one record after the other.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -22,33 +11,17 @@ use pagecore::mask::{mask, PageKind};
 use pagecore::page::{Page, PageBytes};
 use pagecore::redo::{self, Context};
 use pagecore::value::Record;
-use pagecore::wal::framer::{StreamChecks, WalFramer};
 use pagecore::wal::image::restore;
 use pagecore::wal::record::DecodedRecord;
 use pagecore::wal::rmgr;
-use pagecore::{Flavour, Lsn, BLCKSZ};
+use pagecore::{Lsn, BLCKSZ};
 
 const SEGMENT_BLOCKS: u32 = 131_072;
 const EXAMPLES_MAX: usize = 60;
 
-#[test]
-#[ignore = "needs the runs that tests/redo/make_wal.py makes; set REDO_RUNS"]
-fn native_redo_agrees_with_postgres() {
-    let runs = std::env::var("REDO_RUNS").expect("REDO_RUNS lists the directories of the runs");
-    let mut failed = Vec::new();
-    for run in runs.split(':') {
-        let report = Replay::open(Path::new(run)).run();
-        report.print(run);
-        if report.differences() > 0 {
-            failed.push(run.to_string());
-        }
-    }
-    assert!(failed.is_empty(), "differences in {failed:?}");
-}
-
 /// What happened to the blocks of one record type.
 #[derive(Default)]
-struct Tally {
+pub struct Tally {
     blocks: u64,
     compared: u64,
     different: u64,
@@ -57,7 +30,7 @@ struct Tally {
 }
 
 #[derive(Default)]
-struct Report {
+pub struct Report {
     records: u64,
     /// By resource manager and info.
     kinds: BTreeMap<(u8, u8), Tally>,
@@ -68,7 +41,7 @@ struct Report {
 }
 
 impl Report {
-    fn differences(&self) -> u64 {
+    pub fn differences(&self) -> u64 {
         let records: u64 = self.kinds.values().map(|t| t.different + t.errors).sum();
         records + self.files.values().map(|f| f.1).sum::<u64>()
     }
@@ -79,7 +52,7 @@ impl Report {
         }
     }
 
-    fn print(&self, run: &str) {
+    pub fn print(&self, run: &str) {
         println!("== {run}: {} records", self.records);
         println!("   rmgr       info    blocks  compared different errors unsupported");
         for ((rmid, info), t) in &self.kinds {
@@ -97,63 +70,34 @@ impl Report {
     }
 }
 
-struct Replay {
+/// Gives the pages of the data directory before the run.
+pub type BasePages = Box<dyn Fn(Key) -> Option<Vec<u8>>>;
+
+pub struct Replay {
     ctx: Context,
-    before: PathBuf,
-    after: PathBuf,
-    system_identifier: u64,
-    start: Lsn,
+    base: BasePages,
     /// None once a record that is not supported has touched the page; empty if there is no page yet.
     pages: HashMap<Key, Option<Vec<u8>>>,
     /// The last record that changed each page, for messages.
     last: HashMap<Key, (u8, u8, Lsn)>,
-    report: Report,
+    pub report: Report,
 }
 
 impl Replay {
-    fn open(run: &Path) -> Replay {
-        let (before, after) = (run.join("before"), run.join("after"));
-        let version = fs::read_to_string(before.join("PG_VERSION")).expect("PG_VERSION is readable");
-        let major = version.trim().parse().expect("PG_VERSION is a number");
-        let control = fs::read(before.join("global/pg_control")).expect("pg_control is readable");
-        let u64_at = |at: usize| u64::from_le_bytes(control[at..at + 8].try_into().expect("8 bytes"));
-        let pg_class = RelTag { spcnode: 1663, dbnode: 1, relnode: 1259, forknum: 0 };
-        let checksums = read_block(&after, pg_class, 0).is_some_and(|page| page[8..10] != [0, 0]);
-        Replay {
-            ctx: Context { major, flavour: Flavour::Stock, hint_bits_logged: checksums },
-            before,
-            after,
-            system_identifier: u64_at(0),
-            start: Lsn(u64_at(40)),
-            pages: HashMap::new(),
-            last: HashMap::new(),
-            report: Report::default(),
+    /// Nothing has been applied yet; `base` gives the pages there are before.
+    pub fn new(ctx: Context, base: BasePages) -> Replay {
+        Replay { ctx, base, pages: HashMap::new(), last: HashMap::new(), report: Report::default() }
+    }
+
+    /// The page as it is now; none if nothing is known of it.
+    pub fn page(&self, key: Key) -> Option<Vec<u8>> {
+        match self.pages.get(&key) {
+            Some(page) => page.clone(),
+            None => (self.base)(key),
         }
     }
 
-    fn run(mut self) -> Report {
-        let checks = StreamChecks { system_identifier: Some(self.system_identifier), check_prev: true };
-        let mut framer = WalFramer::new(self.ctx.major, self.start, checks).expect("a supported version");
-        let mut skip = self.start.segment_offset() as usize;
-        'segments: for segment in self.start.0 >> 24.. {
-            let name = format!("{:08X}{:08X}{:08X}", 1, segment >> 8, segment & 0xFF);
-            let Ok(bytes) = fs::read(self.after.join("pg_wal").join(&name)) else { break };
-            framer.feed(&bytes[skip..]);
-            skip = 0;
-            loop {
-                match framer.next_record() {
-                    Ok(Some((lsn, record))) => self.record(lsn, record),
-                    Ok(None) => break,
-                    // Zeros, or what a recycled segment held before.
-                    Err(_) => break 'segments,
-                }
-            }
-        }
-        self.compare_files();
-        self.report
-    }
-
-    fn record(&mut self, lsn: Lsn, bytes: &[u8]) {
+    pub fn record(&mut self, lsn: Lsn, bytes: &[u8]) {
         self.report.records += 1;
         let decoded = DecodedRecord::decode(self.ctx.major, bytes).expect("the record decodes");
         let kind = (decoded.rmid, decoded.info & 0xF0);
@@ -165,9 +109,8 @@ impl Replay {
             let tally = self.report.kinds.entry(kind).or_default();
             tally.blocks += 1;
             self.last.insert(key, (kind.0, kind.1, lsn));
-            let before = &self.before;
-            let first = || Some(read_block(before, block.rel, block.block).unwrap_or_default());
-            let state = self.pages.entry(key).or_insert_with(first);
+            let base = &self.base;
+            let state = self.pages.entry(key).or_insert_with(|| Some(base(key).unwrap_or_default()));
             let record = Record::Postgres { will_init: block.initialises(), record: bytes.into() };
             let shown = block.image.filter(|_| !block.apply_image).map(|image| restore(&image).expect("an image"));
             let shown_state = || shown.as_ref().map(|page| with_lsn(&page[..], lsn));
@@ -248,8 +191,8 @@ impl Replay {
         for block in record.blocks.iter().filter(|b| ids.contains(&b.id)) {
             let map = RelTag { forknum: VM_FORK, ..block.rel };
             let key = Key::rel_block(map, block.block / 32672);
-            let before = &self.before;
-            let state = self.pages.entry(key).or_insert_with(|| read_block(before, map, key.field6));
+            let base = &self.base;
+            let state = self.pages.entry(key).or_insert_with(|| base(key));
             if let Some(page) = state.as_mut().filter(|page| !page.is_empty()) {
                 let new_heap_block = Some(block.block);
                 let clear = Record::ClearVisibilityMapFlags { new_heap_block, old_heap_block: None, flags: bits };
@@ -259,12 +202,12 @@ impl Replay {
     }
 
     /// Compares what redo made with the files of the stopped server (spec stock.md 4).
-    fn compare_files(&mut self) {
+    pub fn compare_files(&mut self, after: &Path) {
         let mut keys: Vec<Key> = self.pages.keys().copied().collect();
         keys.sort();
         for key in keys {
             let Some(ours) = self.pages[&key].as_ref().filter(|page| !page.is_empty()) else { continue };
-            let Some(theirs) = read_block(&self.after, key.rel_tag(), key.field6) else { continue };
+            let Some(theirs) = read_block(after, key) else { continue };
             let kind = PageKind::of(&key, &as_page(&theirs)).expect("a page of a known kind");
             let difference = if kind == PageKind::New { None } else { compare(&key, ours, &theirs) };
             let counts = self.report.files.entry(format!("{kind:?}")).or_default();
@@ -285,17 +228,25 @@ impl Replay {
     }
 }
 
-fn read_block(data_dir: &Path, rel: RelTag, block: u32) -> Option<Vec<u8>> {
+/// Where a block is: a file's path below the data directory, and the offset in it.
+pub fn place_of(key: Key) -> (PathBuf, u64) {
+    let rel = key.rel_tag();
     let fork = ["", "_fsm", "_vm", "_init"][usize::from(rel.forknum)];
-    let segment = block / SEGMENT_BLOCKS;
+    let segment = key.field6 / SEGMENT_BLOCKS;
     let suffix = if segment == 0 { String::new() } else { format!(".{segment}") };
     let folder = match rel.spcnode {
-        1664 => data_dir.join("global"),
-        _ => data_dir.join("base").join(rel.dbnode.to_string()),
+        1664 => PathBuf::from("global"),
+        _ => Path::new("base").join(rel.dbnode.to_string()),
     };
-    let file = fs::File::open(folder.join(format!("{}{fork}{suffix}", rel.relnode))).ok()?;
+    let offset = u64::from(key.field6 % SEGMENT_BLOCKS) * BLCKSZ as u64;
+    (folder.join(format!("{}{fork}{suffix}", rel.relnode)), offset)
+}
+
+pub fn read_block(data_dir: &Path, key: Key) -> Option<Vec<u8>> {
+    let (path, offset) = place_of(key);
+    let file = fs::File::open(data_dir.join(path)).ok()?;
     let mut page = vec![0; BLCKSZ];
-    file.read_exact_at(&mut page, u64::from(block % SEGMENT_BLOCKS) * BLCKSZ as u64).ok()?;
+    file.read_exact_at(&mut page, offset).ok()?;
     Some(page)
 }
 
