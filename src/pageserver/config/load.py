@@ -21,7 +21,7 @@ from pageserver.config.validation import InvalidSettingError, describe
 
 DEFAULT_NODE_ID = 1
 DEFAULT_SETTINGS_TEXT = """\
-# Settings of this page server. Everything has a default; see docs for the list of keys.
+# Settings of this page server. Everything has a default; docs/operations.md tells about running a server.
 listen_pg_addr = '127.0.0.1:64000'
 listen_http_addr = '127.0.0.1:9898'
 

@@ -316,5 +316,10 @@ class Timeline:
             reason = plan_roll(facts, last_record_lsn=self.last_record_lsn, limits=limits)
             if reason is not None:
                 self._log.info("freezing the open layer", reason=reason, bytes=layer.size_bytes)
-                await asyncio.to_thread(self.store.freeze)
+                try:
+                    await asyncio.to_thread(self.store.freeze)
+                except PageServerError as error:
+                    # Ingest may be in the middle of a commit; the next round finds a better moment.
+                    self._log.warning("the open layer cannot be frozen now", error=str(error))
+                    continue
                 self._flush_wanted.set()
