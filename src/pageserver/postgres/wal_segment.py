@@ -66,6 +66,19 @@ def restore_position(lsn: Lsn) -> Lsn:
     return page.normalised() if lsn - page < header_size(page) else lsn.normalised()
 
 
+def record_end(start: Lsn, length: int) -> Lsn:
+    """Return the aligned end LSN of a record of `length` bytes that begins at `start`, page headers on its way
+    included.
+    """
+    at = start
+    while length:
+        part = min(length, WAL_PAGE_SIZE - at % WAL_PAGE_SIZE)
+        at, length = at + part, length - part
+        if length:
+            at += header_size(at)
+    return at.aligned()
+
+
 def encode_record(*, rmid: int, info: int, xid: int, previous: int, main_data: bytes) -> bytes:
     """Return a complete WAL record without block references. Shape: not padded; main data of at most 255 bytes."""
     assert len(main_data) <= 255, "longer main data needs another sub-header"

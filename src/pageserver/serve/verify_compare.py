@@ -25,8 +25,10 @@ from typing import Any, Final
 from pageserver import _core
 from pageserver.errors import CorruptDataError, RequestError
 from pageserver.keyspace.key import PAGE_SIZE, RELATION_SEGMENT_BLOCKS, VM_FORK
+from pageserver.lsn import Lsn
 from pageserver.postgres.control_file import ClusterState, ControlFile
 from pageserver.postgres.relation_files import RELMAP_FILE
+from pageserver.postgres.wal_segment import record_end, shutdown_checkpoint_record
 from pageserver.serve.data_directory import CHUNK_BLOCKS
 from pageserver.serve.verify_slru import PAGES_PER_SEGMENT, LiveEntries
 
@@ -104,6 +106,7 @@ class Comparison:
             raise UncleanDirectoryError(
                 f"{pgdata} was not stopped cleanly", hint="stop the server with `pg_ctl stop -m fast` and try again"
             )
+        self._control = control
         last = control.checkpoint
         self._live = LiveEntries(
             oldest_xid=last.oldest_xid,
@@ -112,6 +115,11 @@ class Comparison:
             next_multi=last.next_multi,
             next_multi_offset=last.next_multi_offset,
         )
+
+    @property
+    def stopped_at(self) -> Lsn:
+        """The end of the shutdown checkpoint: the LSN at which the timeline must be the same as the directory."""
+        return record_end(Lsn(self._control.check_point), len(shutdown_checkpoint_record(self._control.checkpoint)))
 
     def take(self, header: dict[str, Any], payload: bytes) -> None:
         """Compare one frame."""

