@@ -273,11 +273,17 @@ class World:
 
     @classmethod
     async def start(
-        cls, workdir: Path, *, bucket: Path | None = None, way_in: FakeWayIn | None = None, **settings: Any
+        cls,
+        workdir: Path,
+        *,
+        bucket: Path | None = None,
+        storage: LocalStore | None = None,
+        way_in: FakeWayIn | None = None,
+        **settings: Any,
     ) -> World:
         """Start in `workdir`, over what an earlier world left there. With `bucket`, layers are stored there as well."""
         engine, pages, way_in = FakeEngine(), FakePages(), way_in or FakeWayIn()
-        storage = LocalStore(bucket or workdir / "local-storage")
+        storage = storage or LocalStore(bucket or workdir / "local-storage")
         number = next(_instances)
         resources = TenantResources(
             workdir=workdir,

@@ -26,6 +26,10 @@ class ApiRefusal(click.ClickException):
         self.status = status
 
 
+class Unreachable(click.ClickException):
+    """Nobody answers at the server's address."""
+
+
 class ApiClient:
     """A connection to one server. Every refusal becomes a message for the terminal."""
 
@@ -73,8 +77,8 @@ class ApiClient:
             raise _refusal(response)
         return response
 
-    def _unreachable(self, error: httpx.TransportError) -> click.ClickException:
-        return click.ClickException(f"no answer from {self.url}: {error}; HINT: is the page server running? (--url)")
+    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+        return Unreachable(f"no answer from {self.url}: {error}; HINT: is the page server running? (--url)")
 
 
 @dataclass(slots=True)

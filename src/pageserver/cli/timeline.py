@@ -9,13 +9,14 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.table import Table
 
-from pageserver.cli.client import Session, parse_timeline
+from pageserver.cli.client import ApiRefusal, Session, Unreachable, parse_timeline
 from pageserver.cli.output import make_table, show, size_text, tenant_option
 from pageserver.errors import PageServerError
 from pageserver.ids import TimelineId
 from pageserver.lsn import Lsn
 
 _POLL_SECONDS = 0.2
+_RESTART_SECONDS = 60.0
 
 
 def register(group: click.Group) -> None:
@@ -129,7 +130,7 @@ def _watch_import(session: Session, path: str) -> dict[str, Any]:
     with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
         task = bar.add_task("connecting", total=None)
         while True:
-            info: dict[str, Any] = session.client.get(path)
+            info = _get_patiently(session, path)
             if info.get("wal_source_error"):
                 raise click.ClickException(f"the import stopped: {info['wal_source_error']}")
             if isinstance(info["state"], dict):
@@ -141,6 +142,21 @@ def _watch_import(session: Session, path: str) -> dict[str, Any]:
             if info["state"] == "Active" and Lsn.parse(info["last_record_lsn"]) >= Lsn.parse(info["min_readable_lsn"]):
                 return info
             time.sleep(_POLL_SECONDS)
+
+
+def _get_patiently(session: Session, path: str) -> dict[str, Any]:
+    """Ask for a timeline; a server that restarts meanwhile goes on with the import, so wait for it."""
+    deadline = time.monotonic() + _RESTART_SECONDS
+    while True:
+        try:
+            info: dict[str, Any] = session.client.get(path)
+        except (Unreachable, ApiRefusal) as error:
+            is_away = isinstance(error, Unreachable) or error.status == 503
+            if not is_away or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+        else:
+            return info
 
 
 def _detail_table(info: dict[str, Any]) -> Table:

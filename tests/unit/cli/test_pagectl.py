@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +91,19 @@ def test_the_only_tenant_needs_no_name() -> None:
 
 
 def test_following_a_primary_waits_until_it_can_be_read() -> None:
-    states = iter(
+    states: Iterator[Answer] = iter(
         [
-            {**INFO, "state": "Loading", "import": {"phase": "base backup", "bytes_done": 1, "bytes_total": 2}},
-            {**INFO, "last_record_lsn": "0/2000028"},
-            INFO,
+            (503, {"msg": "tenant map is still initializing"}),
+            (200, {**INFO, "state": "Loading", "import": {"phase": "copy", "bytes_done": 1, "bytes_total": 2}}),
+            (200, {**INFO, "last_record_lsn": "0/2000028"}),
+            (200, INFO),
         ]
     )
     terminal = Terminal(
         {
             **ONE_TENANT,
             ("POST", f"/v1/tenant/{TENANT}/timeline"): (201, {**INFO, "state": "Loading"}),
-            ("GET", f"/v1/tenant/{TENANT}/timeline/{ROOT}"): lambda: (200, next(states)),
+            ("GET", f"/v1/tenant/{TENANT}/timeline/{ROOT}"): lambda: next(states),
         }
     )
     code, text = terminal.run("timeline", "create", "--primary", "host=primary", "--timeline", ROOT, as_json=True)
