@@ -26,5 +26,6 @@ pub mod protocol;
 pub mod registry;
 pub mod service;
 pub mod source;
+mod store_source;
 pub mod throttle;
 pub mod timeline;

@@ -1,0 +1,55 @@
+//! A timeline of the storage engine as a source of pages.
+
+use bytes::Bytes;
+use pagecore::{Key, Lsn, RelTag, SlruKind};
+use pagestore::{StoreError, TimelineStore};
+
+use crate::source::{PageSource, ReadAt, ReadError};
+
+impl From<StoreError> for ReadError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Stopped => ReadError::Stopped,
+            other => ReadError::Failed(other.to_string()),
+        }
+    }
+}
+
+impl PageSource for TimelineStore {
+    fn last_record_lsn(&self) -> Lsn {
+        TimelineStore::last_record_lsn(self)
+    }
+
+    fn disk_consistent_lsn(&self) -> Lsn {
+        TimelineStore::disk_consistent_lsn(self)
+    }
+
+    fn gc_cutoff(&self) -> Lsn {
+        TimelineStore::gc_cutoff(self)
+    }
+
+    fn on_lsn(&self, lsn: Lsn, wake: Box<dyn FnOnce() + Send>) {
+        TimelineStore::on_lsn(self, lsn, wake);
+    }
+
+    fn rel_exists(&self, rel: RelTag, at: ReadAt) -> Result<bool, ReadError> {
+        Ok(TimelineStore::rel_exists(self, rel, at.lsn)?)
+    }
+
+    fn rel_size(&self, rel: RelTag, at: ReadAt) -> Result<Option<u32>, ReadError> {
+        Ok(TimelineStore::rel_size(self, rel, at.lsn)?)
+    }
+
+    fn db_size(&self, spcnode: u32, dbnode: u32, at: ReadAt) -> Result<u64, ReadError> {
+        let blocks = TimelineStore::db_size(self, spcnode, dbnode, at.lsn)?;
+        blocks.ok_or_else(|| ReadError::Failed(format!("database {spcnode}/{dbnode} not found at {}", at.lsn)))
+    }
+
+    fn slru_segment(&self, kind: SlruKind, segno: u32, at: ReadAt) -> Result<Vec<Bytes>, ReadError> {
+        Ok(TimelineStore::slru_segment(self, kind, segno, at.lsn)?)
+    }
+
+    fn get_pages(&self, keys: &[(Key, Lsn)], pages: &mut Vec<Result<Bytes, ReadError>>) {
+        pages.extend(self.get_vectored(keys).into_iter().map(|page| page.map_err(ReadError::from)));
+    }
+}
