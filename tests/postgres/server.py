@@ -229,7 +229,13 @@ class PostgresServer:
         return str(value)
 
     def program(
-        self, name: str, *arguments: str, dbname: str | None = None, check: bool = True, timeout_seconds: float = 600.0
+        self,
+        name: str,
+        *arguments: str,
+        dbname: str | None = None,
+        check: bool = True,
+        timeout_seconds: float = 600.0,
+        stdin: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a client program (psql, pgbench, pg_amcheck, pg_checksums, pg_waldump …) as the server's user.
 
@@ -239,7 +245,11 @@ class PostgresServer:
         environment = {**self._environment(), "PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": self.superuser}
         environment["PGDATABASE"] = dbname or "postgres"
         return self._run(
-            [str(self.tool(name)), *arguments], environment=environment, check=check, timeout=timeout_seconds
+            [str(self.tool(name)), *arguments],
+            environment=environment,
+            check=check,
+            timeout=timeout_seconds,
+            stdin=stdin,
         )
 
     def tool(self, name: str) -> Path:
@@ -251,8 +261,8 @@ class PostgresServer:
 
     def psql(self, script: str, dbname: str = "postgres") -> str:
         """Run a script through psql, stopping at the first error. Return what it printed, unaligned."""
-        command = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", script)
-        return self.program("psql", *command, dbname=dbname).stdout
+        command = ("-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f", "-")
+        return self.program("psql", *command, dbname=dbname, stdin=script).stdout
 
     def pgbench(self, *arguments: str, dbname: str = "postgres") -> str:
         """Run pgbench with these arguments; return what it printed."""
@@ -301,13 +311,14 @@ class PostgresServer:
         environment: dict[str, str] | None = None,
         check: bool = True,
         timeout: float = 600.0,
+        stdin: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command,
             capture_output=True,
             text=True,
             errors="replace",
-            stdin=subprocess.DEVNULL,
+            input=stdin or "",
             cwd="/",
             env=environment or self._environment(),
             timeout=timeout,

@@ -1,0 +1,1 @@
+"""Slow, obvious twins of compiled functions, used as oracles and never shipped."""
