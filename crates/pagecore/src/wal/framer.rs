@@ -123,6 +123,11 @@ impl WalFramer {
         Lsn(self.lsn.0 + (self.input.len() - self.at) as u64)
     }
 
+    /// Start of the last complete record, behind any page header.
+    pub fn last_record_start(&self) -> Option<Lsn> {
+        self.prev
+    }
+
     /// PostgreSQL's timeline id in the last page header.
     pub fn page_tli(&self) -> Option<u32> {
         self.page_tli

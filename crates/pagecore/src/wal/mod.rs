@@ -12,6 +12,7 @@ pub mod framer;
 pub mod image;
 pub mod interpret;
 pub mod metadata;
+pub mod names;
 pub mod record;
 
 pub use checkpoint::CheckPoint;
@@ -51,37 +52,7 @@ pub mod rmgr {
     pub const LOGICALMSG: u8 = 21;
     pub const NEON: u8 = 134;
 
-    /// The name `pg_waldump` gives a resource manager.
-    pub fn name(rmid: u8) -> &'static str {
-        const NAMES: [&str; 22] = [
-            "XLOG",
-            "Transaction",
-            "Storage",
-            "CLOG",
-            "Database",
-            "Tablespace",
-            "MultiXact",
-            "RelMap",
-            "Standby",
-            "Heap2",
-            "Heap",
-            "Btree",
-            "Hash",
-            "Gin",
-            "Gist",
-            "Sequence",
-            "SPGist",
-            "BRIN",
-            "CommitTs",
-            "ReplicationOrigin",
-            "Generic",
-            "LogicalMessage",
-        ];
-        match rmid {
-            NEON => "Neon",
-            _ => NAMES.get(usize::from(rmid)).copied().unwrap_or("Custom"),
-        }
-    }
+    pub use super::names::rmgr_name as name;
 }
 
 /// Bits of `xl_info` that belong to the resource manager (spec wal.md 2.1).

@@ -15,6 +15,7 @@
 mod apply;
 mod modification;
 mod rare;
+mod store_target;
 mod target;
 
 #[cfg(test)]
@@ -408,7 +409,7 @@ impl<T: IngestTarget> Writer<T> {
                 detail,
             })
         };
-        if let Some(metadata) = metadata.as_ref().filter(|_| lsn < self.tolerant_until) {
+        if let Some(metadata) = metadata.as_ref().filter(|_| lsn <= self.tolerant_until) {
             if let Some((kind, page)) = self.missing_slru_page(metadata)? {
                 if self.fresh_pages.is_empty() {
                     self.commit()?;
