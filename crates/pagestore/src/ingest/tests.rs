@@ -552,7 +552,7 @@ fn missing_status_pages_are_asked_for_until_the_copy_is_consistent() {
         .add(rmgr::XACT, 0x00, 40_001, &[], &[0; 8])
         .add(rmgr::XACT, 0x00, 80_000, &[], &[0; 8]);
     let mut settings = settings(START);
-    settings.tolerant_until = wal.ends[3];
+    settings.tolerant_until = wal.ends[2];
     let mut ingest = WalIngest::new(Arc::clone(&target), settings).unwrap();
     ingest.feed(&wal.bytes);
     let rare = drain(&mut ingest, &target);
