@@ -5,6 +5,7 @@ Errors are those of ``pageserver.errors``. Each group of names here has a file o
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, final
 
@@ -460,5 +461,205 @@ class RedoPool:
 # store.rs
 
 @final
+class Caches:
+    """Caches of the whole process: index blocks of layer files (8 KiB each) and reconstructed pages."""
+
+    def __init__(self, *, block_cache_bytes: int, page_cache_bytes: int) -> None: ...
+    def stats(self) -> dict[str, tuple[int, int, int, int]]:
+        """Return hits, misses, entries and weight in bytes of ``blocks`` and ``pages``."""
+
+@final
+class LayerInfo:
+    """One layer file. ``name`` is the logical name, ``kind`` is ``delta`` or ``image``; ranges exclude their ends."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def key_start(self) -> bytes: ...
+    @property
+    def key_end(self) -> bytes: ...
+    @property
+    def lsn_start(self) -> int: ...
+    @property
+    def lsn_end(self) -> int: ...
+    @property
+    def file_size(self) -> int: ...
+    @property
+    def is_l0(self) -> bool: ...
+
+@final
+class OpenLayerInfo:
+    """The layer that takes writes now."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def lsn_start(self) -> int: ...
+    @property
+    def age_seconds(self) -> float: ...
+
+@final
 class TimelineStore:
-    """The engine's state of one timeline."""
+    """The storage of one timeline: open and frozen layers, layer files, reads.
+
+    Decides nothing by itself: it freezes, flushes, adds and removes layers when told. Safe for many threads; methods
+    release the GIL while they work, and those that touch the disk belong into a worker thread.
+    Raises, in every method: StoppedError (after ``shutdown``), CorruptDataError (a damaged layer, named in the facts),
+    UnavailableError (the disk fails or is full).
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: str | PathLike[str],
+        tenant_id: bytes,
+        timeline_id: bytes,
+        shard: tuple[int, int, int],
+        pg_version: int,
+        flavour: str,
+        hint_bits_logged: bool,
+        data_checksums: bool,
+        last_record_lsn: int,
+        prev_record_lsn: int,
+        disk_consistent_lsn: int,
+        gc_cutoff_lsn: int,
+        next_open_layer_at: int,
+        ancestor: TimelineStore | None,
+        ancestor_lsn: int,
+        redo: RedoPool | None,
+        caches: Caches,
+    ) -> None:
+        """Open an empty store; ``add_layers`` tells it what is on disk.
+
+        ``shard`` is number, count and stripe size in pages. ``flavour`` is ``neon`` or ``stock``. The first open layer
+        starts at ``next_open_layer_at``: disk_consistent_lsn + 1 after a load, the timeline's first LSN when it is new.
+        """
+
+    @property
+    def last_record_lsn(self) -> int: ...
+    @property
+    def prev_record_lsn(self) -> int: ...
+    @property
+    def disk_consistent_lsn(self) -> int: ...
+    @property
+    def gc_cutoff_lsn(self) -> int: ...
+    def record_lsns(self) -> tuple[int, int]:
+        """Return last and previous record LSN of one moment."""
+
+    def set_gc_cutoff(self, lsn: int) -> None:
+        """Move the applied cutoff forward; the page service refuses reads below it."""
+
+    def set_disk_consistent_lsn(self, lsn: int) -> None:
+        """Move it forward, for what is durable without a flush (image layers of an import, a shard without data)."""
+
+    def advance(self, lsn: int) -> None:
+        """Make ``lsn`` the end of the last record, for what does not come from WAL."""
+
+    def wait_lsn(self, lsn: int, timeout_seconds: float) -> bool:
+        """Block until ``last_record_lsn`` reaches ``lsn``; False at the time-out. Raises: StoppedError."""
+
+    def add_layer(self, name: str, path: str | PathLike[str], file_size: int) -> None:
+        """Add a complete file under its logical name. Raises: ConflictError (another file has the name)."""
+
+    def add_layers(self, layers: list[tuple[str, str | PathLike[str], int]]) -> None:
+        """Add many files as one step: name, path, size."""
+
+    def remove_layers(self, names: list[str], *, delete_files: bool = False) -> None:
+        """Take layers out of the map, and their files from the disk; reads that use them go on."""
+
+    def layers(self) -> list[LayerInfo]:
+        """Return all layer files, images first, by key and LSN."""
+
+    def get(self, key: bytes, lsn: int) -> bytes:
+        """Return the value as of ``lsn``, inclusive. Raises: MissingKeyError, UnavailableError (no redo process)."""
+
+    def get_many(self, keys: list[bytes], lsn: int) -> list[bytes | None]:
+        """Return a value for each key, None where there is none."""
+
+    def scan(self, start: bytes, end: bytes, lsn: int) -> list[tuple[bytes, bytes]]:
+        """Return what exists in a range of the sparse keyspace, in key order; removed keys are left out."""
+
+    def read_blocks(
+        self, spc: int, db: int, rel: int, fork: int, first: int, count: int, lsn: int, *, stamp_checksums: bool
+    ) -> bytes:
+        """Return ``count`` pages of a fork, zeros from its end on. Raises: NotFoundError (no such fork)."""
+
+    def rel_exists(self, spc: int, db: int, rel: int, fork: int, lsn: int) -> bool: ...
+    def rel_size(self, spc: int, db: int, rel: int, fork: int, lsn: int) -> int | None:
+        """Return the size in blocks; None if the relation does not exist, 0 for an absent fork 1 or 2."""
+
+    def db_size(self, spc: int, db: int, lsn: int) -> int | None:
+        """Return the blocks of all forks of all relations; None if there is no such database."""
+
+    def slru_segment(self, kind: int, segno: int, lsn: int) -> bytes:
+        """Return the pages of a segment, 8192 bytes each. Raises: MissingKeyError (no such segment)."""
+
+    def open_layer(self) -> OpenLayerInfo | None: ...
+    def frozen_layers(self) -> int: ...
+    def freeze(self) -> int | None:
+        """End the open layer behind the last record; return its exclusive end, None if nothing is open."""
+
+    def flush_oldest(self, generation: int | None) -> LayerInfo | None:
+        """Write the oldest frozen layer to an L0 file, put that in its place, advance ``disk_consistent_lsn``.
+
+        Returns None if nothing is frozen. On an error the layer stays frozen, and the call may be repeated.
+        """
+
+    def put_images(self, lsn: int, items: list[tuple[bytes, bytes]]) -> None:
+        """Write images that do not come from WAL to the open layer, and advance to ``lsn`` if it is new."""
+
+    def write_image_layer(
+        self,
+        key_start: bytes,
+        key_end: bytes,
+        lsn: int,
+        pieces: list[tuple[str, bytes, bytes] | tuple[str, bytes, str, int, int]],
+        generation: int | None,
+        compression: str,
+    ) -> LayerInfo:
+        """Write an image layer and add it to the map. Pieces come in ascending order of keys.
+
+        A piece is ``("bytes", key, value)`` or ``("file", first_key, path, offset, blocks)``: consecutive blocks of a
+        data file for consecutive keys. ``compression`` is ``disabled``, ``zstd`` or ``zstd(<level>)``. What the range
+        covers and the pieces do not hold does not exist at ``lsn``.
+        """
+
+    def create_image_layer(
+        self,
+        key_start: bytes,
+        key_end: bytes,
+        lsn: int,
+        *,
+        dense: list[tuple[bytes, bytes]],
+        sparse: list[tuple[bytes, bytes]],
+        generation: int | None,
+        compression: str,
+    ) -> LayerInfo | None:
+        """Write an image layer of what the timeline holds at ``lsn`` and add it to the map; None if that is nothing.
+
+        ``dense`` are ranges in which every key exists, ``sparse`` ranges to scan; together ascending.
+        """
+
+    def shutdown(self) -> None:
+        """End all waits; later reads and writes raise StoppedError."""
+
+def layer_summary(path: str | PathLike[str]) -> dict[str, Any]:
+    """Return what a layer file says about itself: ``name``, ``kind``, ``tenant_id``, ``timeline_id``, ``key_start``,
+    ``key_end``, ``lsn_start``, ``lsn_end``, ``index_start_block``, ``index_root_block``, ``file_size``.
+    """
+
+def layer_entries(
+    path: str | PathLike[str],
+    *,
+    key_start: bytes | None = None,
+    key_end: bytes | None = None,
+    limit: int | None = None,
+) -> list[tuple[bytes, int, bool, int, int]]:
+    """Return entries of a layer file in order: key, LSN, will_init, offset of the blob, stored length with header."""
+
+def layer_value(path: str | PathLike[str], key: bytes, lsn: int) -> bytes:
+    """Return one stored value: an encoded value (layer-files.md 10) of a delta, the bytes themselves of an image."""

@@ -2,7 +2,9 @@
 use pyo3::prelude::*;
 
 mod crc;
+mod errors;
 mod redo;
+mod store;
 mod verify;
 
 #[pymodule]
@@ -11,6 +13,8 @@ mod _core {
     use crate::crc::crc32c;
     #[pymodule_export]
     use crate::redo::{PyRedoMetrics, PyRedoPool};
+    #[pymodule_export]
+    use crate::store::{layer_entries, layer_summary, layer_value, Caches, LayerInfo, OpenLayerInfo, TimelineStore};
     #[pymodule_export]
     use crate::verify::compare_blocks;
 }

@@ -66,7 +66,6 @@ pub struct PyRedoPool {
 
 impl PyRedoPool {
     /// The pool as the store of one timeline uses it.
-    #[allow(dead_code, reason = "the store's constructor takes it")]
     pub fn for_timeline(&self, hint_bits_logged: bool) -> Arc<dyn RedoProcess> {
         Arc::new(TimelineRedo::new(Arc::clone(&self.pool), hint_bits_logged))
     }

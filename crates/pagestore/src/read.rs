@@ -46,6 +46,8 @@ struct Search {
     key: Key,
     /// As asked.
     lsn: Lsn,
+    /// Exclusive: what this search may see of the timeline it is in. Falls with every branch point on the way down.
+    top: Lsn,
     /// Exclusive: what is at or above is collected already.
     below: Lsn,
     /// A page reconstructed by an earlier read.
@@ -151,7 +153,8 @@ impl Plan {
             let branch_end = Lsn(timeline.ancestor_lsn.0.saturating_add(1));
             let mut any = false;
             for search in self.searches.iter_mut().filter(|s| s.is_open()) {
-                search.below = Lsn(search.lsn.0.saturating_add(1)).min(branch_end);
+                search.top = search.top.min(branch_end);
+                search.below = search.top;
                 let done_by_base = search.base.as_ref().is_some_and(|(lsn, _)| search.below.0 <= lsn.0 + 1);
                 if done_by_base {
                     search.state = State::Complete;
@@ -314,6 +317,7 @@ impl TimelineStore {
         let search = |(key, lsn): &(Key, Lsn)| Search {
             key: *key,
             lsn: *lsn,
+            top: Lsn(lsn.0.saturating_add(1)),
             below: Lsn(lsn.0.saturating_add(1)),
             base: None,
             parts: Vec::new(),

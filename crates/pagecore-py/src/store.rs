@@ -1,0 +1,585 @@
+//! `TimelineStore`, `Caches`, `LayerInfo`: the storage engine for Python; `layer_summary` and `layer_entries` for the
+//! offline tools.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pagecore::checksum::stamp_checksum;
+use pagecore::layer::{Compression, LayerName};
+use pagecore::{Flavour, Key, Lsn, RelTag, ShardIdentity, SlruKind, BLCKSZ};
+use pagestore::image_layer::{ImageLayerPlan, Piece};
+use pagestore::layer_file::{inspect, LayerFile};
+use pagestore::{StoreError, TimelineConfig, WrittenLayer};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyTuple};
+
+use crate::errors::{bad_argument, raise, IntoPyResult};
+use crate::redo::PyRedoPool;
+
+/// Keys handed to the engine at once.
+const BATCH_KEYS: usize = 256;
+
+fn key_of(py: Python<'_>, bytes: &[u8]) -> PyResult<Key> {
+    match bytes.try_into() {
+        Ok(bytes) => Ok(Key::from_bytes(bytes)),
+        Err(_) => Err(bad_argument(py, &format!("a key has 18 bytes, not {}", bytes.len()))),
+    }
+}
+
+fn id_of(py: Python<'_>, bytes: &[u8]) -> PyResult<[u8; 16]> {
+    bytes.try_into().map_err(|_| bad_argument(py, &format!("an id has 16 bytes, not {}", bytes.len())))
+}
+
+fn name_of(py: Python<'_>, name: &str) -> PyResult<LayerName> {
+    LayerName::parse(name).map_err(|e| bad_argument(py, &e.to_string()))
+}
+
+fn compression_of(py: Python<'_>, text: &str) -> PyResult<Compression> {
+    text.parse().map_err(|e: pagecore::layer::blob::BlobError| bad_argument(py, &e.to_string()))
+}
+
+/// Caches of the whole process.
+#[pyclass(frozen, module = "pageserver._core")]
+pub struct Caches {
+    caches: Arc<pagestore::Caches>,
+}
+
+#[pymethods]
+impl Caches {
+    #[new]
+    #[pyo3(signature = (*, block_cache_bytes, page_cache_bytes))]
+    fn new(block_cache_bytes: usize, page_cache_bytes: usize) -> Caches {
+        Caches { caches: Arc::new(pagestore::Caches::new(block_cache_bytes, page_cache_bytes)) }
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let out = PyDict::new(py);
+        for (name, stats) in [("blocks", self.caches.node_stats()), ("pages", self.caches.pages.stats())] {
+            out.set_item(name, (stats.hits, stats.misses, stats.entries, stats.weight))?;
+        }
+        Ok(out)
+    }
+}
+
+/// One layer file.
+#[pyclass(frozen, module = "pageserver._core")]
+pub struct LayerInfo {
+    name: LayerName,
+    path: PathBuf,
+    size: u64,
+}
+
+impl LayerInfo {
+    fn of_file(file: &LayerFile) -> LayerInfo {
+        LayerInfo { name: file.name().clone(), path: file.path().to_path_buf(), size: file.size() }
+    }
+
+    fn of_written(written: WrittenLayer) -> LayerInfo {
+        LayerInfo { name: written.name, path: written.path, size: written.size }
+    }
+}
+
+#[pymethods]
+impl LayerInfo {
+    #[getter]
+    fn name(&self) -> String {
+        self.name.to_string()
+    }
+
+    #[getter]
+    fn kind(&self) -> &'static str {
+        if self.name.is_delta() {
+            "delta"
+        } else {
+            "image"
+        }
+    }
+
+    #[getter]
+    fn path(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    #[getter]
+    fn key_start<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.name.keys.start.to_bytes())
+    }
+
+    #[getter]
+    fn key_end<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.name.keys.end.to_bytes())
+    }
+
+    #[getter]
+    fn lsn_start(&self) -> u64 {
+        self.name.lsns.start.0
+    }
+
+    #[getter]
+    fn lsn_end(&self) -> u64 {
+        self.name.lsns.end.0
+    }
+
+    #[getter]
+    fn file_size(&self) -> u64 {
+        self.size
+    }
+
+    #[getter]
+    fn is_l0(&self) -> bool {
+        self.name.is_l0()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("LayerInfo({}, {} bytes)", self.name, self.size)
+    }
+}
+
+/// The layer that takes writes now.
+#[pyclass(frozen, get_all, module = "pageserver._core")]
+pub struct OpenLayerInfo {
+    size_bytes: u64,
+    lsn_start: u64,
+    age_seconds: f64,
+}
+
+#[pyclass(frozen, weakref, module = "pageserver._core")]
+pub struct TimelineStore {
+    pub(crate) store: Arc<pagestore::TimelineStore>,
+}
+
+/// Pieces of an image layer, with the Python objects that own their bytes.
+enum OwnedPiece {
+    Bytes(Key, pyo3::pybacked::PyBackedBytes),
+    File(Key, PathBuf, u64, u32),
+}
+
+fn piece_of(py: Python<'_>, piece: &Bound<'_, PyTuple>) -> PyResult<OwnedPiece> {
+    let kind: String = piece.get_item(0)?.extract()?;
+    let key: pyo3::pybacked::PyBackedBytes = piece.get_item(1)?.extract()?;
+    let key = key_of(py, &key)?;
+    match kind.as_str() {
+        "bytes" => Ok(OwnedPiece::Bytes(key, piece.get_item(2)?.extract()?)),
+        "file" => {
+            let (path, offset, blocks) =
+                (piece.get_item(2)?.extract()?, piece.get_item(3)?.extract()?, piece.get_item(4)?.extract()?);
+            Ok(OwnedPiece::File(key, path, offset, blocks))
+        }
+        other => Err(bad_argument(py, &format!("unknown kind of piece {other:?}"))),
+    }
+}
+
+type KeyRange = (Vec<u8>, Vec<u8>);
+
+fn ranges_of(py: Python<'_>, ranges: &[KeyRange]) -> PyResult<Vec<std::ops::Range<Key>>> {
+    ranges.iter().map(|(start, end)| Ok(key_of(py, start)?..key_of(py, end)?)).collect()
+}
+
+#[pymethods]
+impl TimelineStore {
+    #[new]
+    #[pyo3(signature = (*, directory, tenant_id, timeline_id, shard, pg_version, flavour, hint_bits_logged,
+        data_checksums, last_record_lsn, prev_record_lsn, disk_consistent_lsn, gc_cutoff_lsn, next_open_layer_at,
+        ancestor, ancestor_lsn, redo, caches))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only: everything a timeline is made from")]
+    fn new(
+        py: Python<'_>,
+        directory: PathBuf,
+        tenant_id: &[u8],
+        timeline_id: &[u8],
+        shard: (u8, u8, u32),
+        pg_version: u8,
+        flavour: &str,
+        hint_bits_logged: bool,
+        data_checksums: bool,
+        last_record_lsn: u64,
+        prev_record_lsn: u64,
+        disk_consistent_lsn: u64,
+        gc_cutoff_lsn: u64,
+        next_open_layer_at: u64,
+        ancestor: Option<&TimelineStore>,
+        ancestor_lsn: u64,
+        redo: Option<&PyRedoPool>,
+        caches: &Caches,
+    ) -> PyResult<TimelineStore> {
+        let flavour = match flavour {
+            "neon" => Flavour::Neon,
+            "stock" => Flavour::Stock,
+            other => return Err(bad_argument(py, &format!("unknown flavour {other:?}"))),
+        };
+        let (number, count, stripe_size) = shard;
+        if count != 0 && number >= count || stripe_size == 0 {
+            return Err(bad_argument(py, &format!("shard {number} of {count} with stripes of {stripe_size}")));
+        }
+        let config = TimelineConfig {
+            directory,
+            tenant_id: id_of(py, tenant_id)?,
+            timeline_id: id_of(py, timeline_id)?,
+            shard: ShardIdentity { number, count, stripe_size },
+            pg_version,
+            flavour,
+            hint_bits_logged,
+            data_checksums,
+            last_record_lsn: Lsn(last_record_lsn),
+            prev_record_lsn: Lsn(prev_record_lsn),
+            disk_consistent_lsn: Lsn(disk_consistent_lsn),
+            gc_cutoff: Lsn(gc_cutoff_lsn),
+            next_open_layer_at: Lsn(next_open_layer_at),
+            ancestor: ancestor.map(|a| Arc::clone(&a.store)),
+            ancestor_lsn: Lsn(ancestor_lsn),
+            redo: redo.map(|pool| pool.for_timeline(hint_bits_logged)),
+            caches: Arc::clone(&caches.caches),
+        };
+        Ok(TimelineStore { store: pagestore::TimelineStore::new(config).or_raise(py)? })
+    }
+
+    #[getter]
+    fn last_record_lsn(&self) -> u64 {
+        self.store.last_record_lsn().0
+    }
+
+    #[getter]
+    fn prev_record_lsn(&self) -> u64 {
+        self.store.prev_record_lsn().0
+    }
+
+    #[getter]
+    fn disk_consistent_lsn(&self) -> u64 {
+        self.store.disk_consistent_lsn().0
+    }
+
+    #[getter]
+    fn gc_cutoff_lsn(&self) -> u64 {
+        self.store.gc_cutoff().0
+    }
+
+    fn record_lsns(&self) -> (u64, u64) {
+        let (last, prev) = self.store.record_lsns();
+        (last.0, prev.0)
+    }
+
+    fn set_gc_cutoff(&self, lsn: u64) {
+        self.store.set_gc_cutoff(Lsn(lsn));
+    }
+
+    fn set_disk_consistent_lsn(&self, lsn: u64) {
+        self.store.set_disk_consistent_lsn(Lsn(lsn));
+    }
+
+    fn advance(&self, py: Python<'_>, lsn: u64) -> PyResult<()> {
+        py.detach(|| self.store.advance(Lsn(lsn))).or_raise(py)
+    }
+
+    fn wait_lsn(&self, py: Python<'_>, lsn: u64, timeout_seconds: f64) -> PyResult<bool> {
+        let timeout = Duration::try_from_secs_f64(timeout_seconds.max(0.0))
+            .map_err(|_| bad_argument(py, "the time-out is not a number of seconds"))?;
+        py.detach(|| self.store.wait_lsn(Lsn(lsn), Instant::now() + timeout)).or_raise(py)
+    }
+
+    fn add_layer(&self, py: Python<'_>, name: &str, path: PathBuf, file_size: u64) -> PyResult<()> {
+        self.add_layers(py, vec![(name.to_string(), path, file_size)])
+    }
+
+    fn add_layers(&self, py: Python<'_>, layers: Vec<(String, PathBuf, u64)>) -> PyResult<()> {
+        let layers = layers
+            .into_iter()
+            .map(|(name, path, size)| Ok(WrittenLayer { name: name_of(py, &name)?, path, size }))
+            .collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| self.store.add_layers(&layers)).or_raise(py)
+    }
+
+    #[pyo3(signature = (names, *, delete_files = false))]
+    fn remove_layers(&self, py: Python<'_>, names: Vec<String>, delete_files: bool) -> PyResult<()> {
+        let names = names.iter().map(|n| name_of(py, n)).collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| self.store.remove_layers(&names, delete_files)).or_raise(py)
+    }
+
+    fn layers(&self) -> Vec<LayerInfo> {
+        self.store.map().historic.layers().map(|l| LayerInfo::of_file(l)).collect()
+    }
+
+    fn get<'py>(&self, py: Python<'py>, key: &[u8], lsn: u64) -> PyResult<Bound<'py, PyBytes>> {
+        let key = key_of(py, key)?;
+        let value = py.detach(|| self.store.get(key, Lsn(lsn))).or_raise(py)?;
+        Ok(PyBytes::new(py, &value))
+    }
+
+    fn get_many<'py>(
+        &self,
+        py: Python<'py>,
+        keys: Vec<pyo3::pybacked::PyBackedBytes>,
+        lsn: u64,
+    ) -> PyResult<Vec<Option<Bound<'py, PyBytes>>>> {
+        let keys = keys.iter().map(|k| Ok((key_of(py, k)?, Lsn(lsn)))).collect::<PyResult<Vec<_>>>()?;
+        let mut out = Vec::with_capacity(keys.len());
+        for batch in keys.chunks(BATCH_KEYS) {
+            for value in py.detach(|| self.store.get_vectored(batch)) {
+                out.push(match value {
+                    Ok(value) => Some(PyBytes::new(py, &value)),
+                    Err(StoreError::MissingKey { .. }) => None,
+                    Err(e) => return Err(e).or_raise(py),
+                });
+            }
+        }
+        Ok(out)
+    }
+
+    fn scan<'py>(
+        &self,
+        py: Python<'py>,
+        start: &[u8],
+        end: &[u8],
+        lsn: u64,
+    ) -> PyResult<Vec<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)>> {
+        let range = key_of(py, start)?..key_of(py, end)?;
+        let found = py.detach(|| self.store.scan(range, Lsn(lsn))).or_raise(py)?;
+        // An empty value says that the key was removed.
+        let exists = found.iter().filter(|(_, value)| !value.is_empty());
+        Ok(exists.map(|(key, value)| (PyBytes::new(py, &key.to_bytes()), PyBytes::new(py, value))).collect())
+    }
+
+    #[pyo3(signature = (spc, db, rel, fork, first, count, lsn, *, stamp_checksums))]
+    #[expect(clippy::too_many_arguments, reason = "a relation, a range of blocks and an LSN")]
+    fn read_blocks<'py>(
+        &self,
+        py: Python<'py>,
+        spc: u32,
+        db: u32,
+        rel: u32,
+        fork: u8,
+        first: u32,
+        count: u32,
+        lsn: u64,
+        stamp_checksums: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let rel = RelTag { spcnode: spc, dbnode: db, relnode: rel, forknum: fork };
+        let pages =
+            py.detach(|| read_blocks(&self.store, rel, first, count, Lsn(lsn), stamp_checksums)).or_raise(py)?;
+        Ok(PyBytes::new(py, &pages))
+    }
+
+    fn rel_exists(&self, py: Python<'_>, spc: u32, db: u32, rel: u32, fork: u8, lsn: u64) -> PyResult<bool> {
+        let rel = RelTag { spcnode: spc, dbnode: db, relnode: rel, forknum: fork };
+        py.detach(|| self.store.rel_exists(rel, Lsn(lsn))).or_raise(py)
+    }
+
+    fn rel_size(&self, py: Python<'_>, spc: u32, db: u32, rel: u32, fork: u8, lsn: u64) -> PyResult<Option<u32>> {
+        let rel = RelTag { spcnode: spc, dbnode: db, relnode: rel, forknum: fork };
+        py.detach(|| self.store.rel_size(rel, Lsn(lsn))).or_raise(py)
+    }
+
+    fn db_size(&self, py: Python<'_>, spc: u32, db: u32, lsn: u64) -> PyResult<Option<u64>> {
+        py.detach(|| self.store.db_size(spc, db, Lsn(lsn))).or_raise(py)
+    }
+
+    fn slru_segment<'py>(&self, py: Python<'py>, kind: u8, segno: u32, lsn: u64) -> PyResult<Bound<'py, PyBytes>> {
+        let Some(kind) = SlruKind::from_u8(kind) else {
+            return Err(bad_argument(py, &format!("unknown kind of SLRU {kind}")));
+        };
+        let pages = py.detach(|| self.store.slru_segment(kind, segno, Lsn(lsn))).or_raise(py)?;
+        let mut out = Vec::with_capacity(pages.len() * BLCKSZ);
+        pages.iter().for_each(|page| out.extend_from_slice(&page[..page.len().min(BLCKSZ)]));
+        Ok(PyBytes::new(py, &out))
+    }
+
+    fn open_layer(&self) -> Option<OpenLayerInfo> {
+        self.store.open_layer().map(|open| OpenLayerInfo {
+            size_bytes: open.size_bytes,
+            lsn_start: open.lsn_start.0,
+            age_seconds: open.age.as_secs_f64(),
+        })
+    }
+
+    fn frozen_layers(&self) -> usize {
+        self.store.frozen_layers()
+    }
+
+    fn freeze(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        py.detach(|| self.store.freeze()).map(|end| end.map(|lsn| lsn.0)).or_raise(py)
+    }
+
+    fn flush_oldest(&self, py: Python<'_>, generation: Option<u32>) -> PyResult<Option<LayerInfo>> {
+        let written = py.detach(|| self.store.flush_oldest(generation)).or_raise(py)?;
+        Ok(written.map(LayerInfo::of_written))
+    }
+
+    fn put_images(
+        &self,
+        py: Python<'_>,
+        lsn: u64,
+        items: Vec<(pyo3::pybacked::PyBackedBytes, pyo3::pybacked::PyBackedBytes)>,
+    ) -> PyResult<()> {
+        let images = items.iter().map(|(k, v)| Ok((key_of(py, k)?, &v[..]))).collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| self.store.put_images(Lsn(lsn), images)).or_raise(py)
+    }
+
+    #[pyo3(signature = (key_start, key_end, lsn, pieces, generation, compression))]
+    #[expect(clippy::too_many_arguments, reason = "range, LSN and storage of a layer")]
+    fn write_image_layer(
+        &self,
+        py: Python<'_>,
+        key_start: &[u8],
+        key_end: &[u8],
+        lsn: u64,
+        pieces: Vec<Bound<'_, PyTuple>>,
+        generation: Option<u32>,
+        compression: &str,
+    ) -> PyResult<LayerInfo> {
+        let plan = ImageLayerPlan {
+            keys: key_of(py, key_start)?..key_of(py, key_end)?,
+            lsn: Lsn(lsn),
+            generation,
+            compression: compression_of(py, compression)?,
+        };
+        let pieces = pieces.iter().map(|p| piece_of(py, p)).collect::<PyResult<Vec<_>>>()?;
+        let written = py.detach(|| {
+            let pieces = pieces.iter().map(|piece| match piece {
+                OwnedPiece::Bytes(key, value) => Piece::Bytes { key: *key, value },
+                OwnedPiece::File(first_key, path, offset, blocks) => {
+                    Piece::File { first_key: *first_key, path: path.clone(), offset: *offset, blocks: *blocks }
+                }
+            });
+            self.store.write_image_layer(&plan, pieces)
+        });
+        written.map(LayerInfo::of_written).or_raise(py)
+    }
+
+    #[pyo3(signature = (key_start, key_end, lsn, *, dense, sparse, generation, compression))]
+    #[expect(clippy::too_many_arguments, reason = "range, LSN and storage of a layer")]
+    fn create_image_layer(
+        &self,
+        py: Python<'_>,
+        key_start: &[u8],
+        key_end: &[u8],
+        lsn: u64,
+        dense: Vec<KeyRange>,
+        sparse: Vec<KeyRange>,
+        generation: Option<u32>,
+        compression: &str,
+    ) -> PyResult<Option<LayerInfo>> {
+        let plan = ImageLayerPlan {
+            keys: key_of(py, key_start)?..key_of(py, key_end)?,
+            lsn: Lsn(lsn),
+            generation,
+            compression: compression_of(py, compression)?,
+        };
+        let (dense, sparse) = (ranges_of(py, &dense)?, ranges_of(py, &sparse)?);
+        let written = py.detach(|| self.store.create_image_layer(&plan, &dense, &sparse)).or_raise(py)?;
+        Ok(written.map(LayerInfo::of_written))
+    }
+
+    fn shutdown(&self, py: Python<'_>) {
+        py.detach(|| self.store.shutdown());
+    }
+}
+
+/// Blocks of a relation, one after the other; zeros from its end on.
+fn read_blocks(
+    store: &pagestore::TimelineStore,
+    rel: RelTag,
+    first: u32,
+    count: u32,
+    lsn: Lsn,
+    stamp: bool,
+) -> Result<Vec<u8>, StoreError> {
+    let size = store.rel_size(rel, lsn)?.ok_or_else(|| StoreError::NotFound(format!("relation {rel} at lsn {lsn}")))?;
+    let mut out = vec![0; count as usize * BLCKSZ];
+    let end = first.saturating_add(count).min(size);
+    let keys: Vec<(Key, Lsn)> = (first..end).map(|block| (Key::rel_block(rel, block), lsn)).collect();
+    let mut block = first;
+    for batch in keys.chunks(BATCH_KEYS) {
+        for page in store.get_vectored(batch) {
+            let page = page?;
+            let at = (block - first) as usize * BLCKSZ;
+            let place = out[at..].first_chunk_mut::<BLCKSZ>();
+            let (Some(place), Some(page)) = (place, page.first_chunk::<BLCKSZ>()) else {
+                let detail = format!("page has {} bytes", page.len());
+                return Err(StoreError::CorruptValue { key: Key::rel_block(rel, block), lsn, detail });
+            };
+            *place = *page;
+            if stamp {
+                stamp_checksum(place, block);
+            }
+            block += 1;
+        }
+    }
+    Ok(out)
+}
+
+/// What a layer file says about itself.
+#[pyfunction]
+pub fn layer_summary(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyDict>> {
+    let (file, summary) = py.detach(|| inspect(&path)).or_raise(py)?;
+    let out = PyDict::new(py);
+    out.set_item("name", summary.name.to_string())?;
+    out.set_item("kind", if summary.name.is_delta() { "delta" } else { "image" })?;
+    out.set_item("tenant_id", PyBytes::new(py, &summary.tenant_id))?;
+    out.set_item("timeline_id", PyBytes::new(py, &summary.timeline_id))?;
+    out.set_item("key_start", PyBytes::new(py, &summary.name.keys.start.to_bytes()))?;
+    out.set_item("key_end", PyBytes::new(py, &summary.name.keys.end.to_bytes()))?;
+    out.set_item("lsn_start", summary.name.lsns.start.0)?;
+    out.set_item("lsn_end", summary.name.lsns.end.0)?;
+    out.set_item("index_start_block", summary.index_start)?;
+    out.set_item("index_root_block", summary.index_root)?;
+    out.set_item("file_size", file.size())?;
+    Ok(out)
+}
+
+/// An entry as Python sees it: key, LSN, will_init, offset, stored length.
+type EntryTuple<'py> = (Bound<'py, PyBytes>, u64, bool, u64, u64);
+
+/// Entries of a layer file in order, at most `limit`.
+#[pyfunction]
+#[pyo3(signature = (path, *, key_start = None, key_end = None, limit = None))]
+pub fn layer_entries<'py>(
+    py: Python<'py>,
+    path: PathBuf,
+    key_start: Option<&[u8]>,
+    key_end: Option<&[u8]>,
+    limit: Option<usize>,
+) -> PyResult<Vec<EntryTuple<'py>>> {
+    let start = key_start.map_or(Ok(Key::MIN), |k| key_of(py, k))?;
+    let end = key_end.map_or(Ok(Key::MAX), |k| key_of(py, k))?;
+    let limit = limit.unwrap_or(usize::MAX);
+    let entries = py
+        .detach(|| {
+            let (file, _) = inspect(&path)?;
+            let mut out = Vec::new();
+            file.for_each_entry(&(start..end), |key, extent| {
+                if out.len() < limit {
+                    out.push((key, extent));
+                }
+                Ok(out.len() < limit)
+            })?;
+            Ok(out)
+        })
+        .or_raise(py)?;
+    let tuple = |(key, e): (Key, pagestore::layer_file::Extent)| {
+        (PyBytes::new(py, &key.to_bytes()), e.lsn.0, e.will_init, e.start, e.end - e.start)
+    };
+    Ok(entries.into_iter().map(tuple).collect())
+}
+
+/// The stored value at an offset that `layer_entries` reported: an encoded value in a delta, the page in an image.
+#[pyfunction]
+pub fn layer_value<'py>(py: Python<'py>, path: PathBuf, key: &[u8], lsn: u64) -> PyResult<Bound<'py, PyBytes>> {
+    let key = key_of(py, key)?;
+    let value = py
+        .detach(|| {
+            let (file, _) = inspect(&path)?;
+            let mut found = None;
+            file.for_each_entry(&(key..key.next()), |_, extent| {
+                if extent.lsn == Lsn(lsn) {
+                    found = Some(extent);
+                }
+                Ok(true)
+            })?;
+            found.map(|extent| file.read_blob(&extent)).transpose()
+        })
+        .or_raise(py)?;
+    match value {
+        Some(value) => Ok(PyBytes::new(py, &value)),
+        None => Err(raise(py, "NotFoundError", &format!("layer has no value of key {key} at {}", Lsn(lsn)), &[])),
+    }
+}
