@@ -3,18 +3,28 @@ use pyo3::prelude::*;
 
 mod crc;
 mod errors;
+mod ingest;
 mod redo;
 mod store;
 mod verify;
+mod wal;
 
 #[pymodule]
 mod _core {
     #[pymodule_export]
     use crate::crc::crc32c;
     #[pymodule_export]
+    use crate::ingest::{
+        AuxFilePut, BackupEnd, CheckpointTaken, ClogTruncate, DatabaseCreate, DatabaseDrop, EndOfRecovery,
+        MultixactTruncate, OriginSet, ParameterChange, RareRecord, RelationCreate, RelationMapUpdate, RelationTruncate,
+        SlruZeroPage, TablespaceCreate, TablespaceDrop, TransactionEnd, TransactionPrepare, WalIngest,
+    };
+    #[pymodule_export]
     use crate::redo::{PyRedoMetrics, PyRedoPool};
     #[pymodule_export]
     use crate::store::{layer_entries, layer_summary, layer_value, Caches, LayerInfo, OpenLayerInfo, TimelineStore};
     #[pymodule_export]
     use crate::verify::compare_blocks;
+    #[pymodule_export]
+    use crate::wal::{decode_wal, DecodedWal};
 }
