@@ -4,10 +4,11 @@ Errors are those of ``pageserver.errors``. Each group of names here has a file o
 ``crates/pagecore-py/src``.
 """
 
+from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, final
+from typing import Any, Protocol, TypeAlias, final, type_check_only
 
 # crc.rs
 
@@ -663,3 +664,187 @@ def layer_entries(
 
 def layer_value(path: str | PathLike[str], key: bytes, lsn: int) -> bytes:
     """Return one stored value: an encoded value (layer-files.md 10) of a delta, the bytes themselves of an image."""
+
+# serve.rs
+
+@final
+class BackupRequest:
+    """What a client asked for with ``basebackup`` or ``fullbackup`` (page-service.md 6.1)."""
+
+    @property
+    def tenant_id(self) -> bytes: ...
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Number and count."""
+
+    @property
+    def timeline_id(self) -> bytes: ...
+    @property
+    def lsn(self) -> int | None:
+        """Waited for, and not below the GC cutoff. None: the last record, now."""
+
+    @property
+    def prev_lsn(self) -> int | None:
+        """Given with ``fullbackup`` only."""
+
+    @property
+    def full(self) -> bool: ...
+    @property
+    def gzip(self) -> bool: ...
+    @property
+    def replica(self) -> bool: ...
+
+@final
+class BackupSink:
+    """Where the bytes of the archive go. End it with ``finish`` or ``fail``; a sink that is dropped before is an error
+    for the client.
+    """
+
+    def write(self, chunk: bytes) -> None:
+        """Append to the archive. Blocks while the client is slow: call it in a worker thread.
+
+        Raises: StoppedError (the client is gone, or the timeline is shutting down: stop making the archive).
+        """
+
+    def finish(self) -> None:
+        """The archive is complete. Blocks and raises like ``write``."""
+
+    def fail(self, kind: str, message: str) -> None:
+        """End with an error in place of the rest. ``kind``: ``error``, ``not_found``, ``shutdown`` or ``reconnect``.
+
+        Before the first ``write`` it is an ordinary error of the command. May block like ``write``.
+        """
+
+@final
+class LeaseAnswer:
+    """Takes the answer to ``lease lsn``, once. Dropped without an answer, the client is told ``shutdown``."""
+
+    def grant(self, valid_until_millis: int) -> None:
+        """Milliseconds since 1970."""
+
+    def refuse(self) -> None:
+        """The LSN is too old."""
+
+    def fail(self, kind: str, message: str) -> None:
+        """``kind`` as in ``BackupSink.fail``."""
+
+@type_check_only
+class PageServiceHandler(Protocol):
+    """What the page service asks. Methods are called in the event loop and must return at once."""
+
+    def backup(self, request: BackupRequest, sink: BackupSink) -> None:
+        """Begin to make the archive, elsewhere."""
+
+    def lease(
+        self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes, lsn: int, answer: LeaseAnswer
+    ) -> None:
+        """Decide, tell ``ServedTimeline.set_leases``, then answer. The LSN is as it came, not normalised."""
+
+    def activate(self, tenant_id: bytes, shard: tuple[int, int]) -> None:
+        """A request waits for this shard, which is not active yet: let it jump the queue."""
+
+    def log(self, level: str, text: str) -> None:
+        """``level``: ``info``, ``warning`` or ``error``."""
+
+@final
+class ServedTimeline:
+    """A timeline that is, or was, served."""
+
+    def set_leases(self, leases: dict[int, int], grace_until_millis: int) -> None:
+        """Replace what may be read below the GC cutoff: LSN to expiry in milliseconds since 1970; until
+        ``grace_until_millis`` everything (page-service.md 3.4).
+        """
+
+    def set_receiver_status(self, status: str) -> None:
+        """The free text at the end of the time-out message (page-service.md 3.3)."""
+
+    def wait_left(self, timeout_seconds: float) -> bool:
+        """After closing: wait until no read uses the timeline any more. False on time-out. Blocks."""
+
+    def metrics(self) -> dict[str, Any]:
+        """``get_page_started``, ``get_page_seconds`` (a histogram as in ``PageService.metrics``), ``batch_sizes``,
+        ``batch_breaks``, ``throttled_requests``.
+        """
+
+@final
+class PageService:
+    """The libpq page service (page-service.md 1-4). Serves without ever taking the GIL; see ``PageServiceHandler``.
+
+    Order of stopping (4.7): ``stop_accepting``; set all shards to ``Stopping`` and close their timelines, waiting with
+    ``ServedTimeline.wait_left``; ``stop``.
+    """
+
+    def __init__(
+        self,
+        *,
+        listen: str,
+        handler: PageServiceHandler,
+        event_loop: AbstractEventLoop,
+        worker_threads: int = 2,
+        read_timeout_seconds: float = 600.0,
+        wait_lsn_timeout_seconds: float = 300.0,
+        max_batch_size: int = 32,
+        batching: str = "scattered-lsn",
+        allow_test_messages: bool = False,
+    ) -> None:
+        """``listen`` is a numeric address with a port; port 0: a free one. ``max_batch_size`` 1 is the serial mode.
+
+        ``batching``: ``scattered-lsn`` or ``uniform-lsn`` (4.3). Each pagestream has a thread of its own besides the
+        ``worker_threads``, which serve log-in, commands and backups.
+        """
+
+    def start(self) -> int:
+        """Bind, begin to accept, return the port. Raises: OSError."""
+
+    def stop_accepting(self) -> None:
+        """Take no new connections; existing ones go on."""
+
+    def stop(self, timeout_seconds: float) -> bool:
+        """End all connections at their next message boundary; what is ready gets 500 ms to be sent. Blocks.
+
+        False: some were still inside a read at the end of the time.
+        """
+
+    def set_shard(self, tenant_id: bytes, shard: tuple[int, int, int], state: str, reason: str = "") -> None:
+        """Add a shard (number, count, stripe size) or change its state: ``InTransition``, ``Attaching``,
+        ``Activating``, ``Active``, ``Stopping``, ``Broken`` (with its reason).
+        """
+
+    def remove_shard(self, tenant_id: bytes, shard: tuple[int, int]) -> list[ServedTimeline]:
+        """Forget a shard; closes and returns the timelines it still had."""
+
+    def set_throttle(
+        self, tenant_id: bytes, shard: tuple[int, int], throttle: tuple[int, int, float, int] | None
+    ) -> bool:
+        """Set initial, max, refill interval in seconds, refill amount (page-service.md 4.5). False: no such shard."""
+
+    def attach_timeline(
+        self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes, store: TimelineStore
+    ) -> ServedTimeline:
+        """Serve the timeline from now on. One of that id that was served before is closed.
+
+        Raises: NotFoundError (the shard was not set).
+        """
+
+    def close_timeline(
+        self,
+        tenant_id: bytes,
+        shard: tuple[int, int],
+        timeline_id: bytes,
+        *,
+        reconnect: bool = False,
+        state: str | None = None,
+    ) -> ServedTimeline | None:
+        """Serve it no more: waits end, clients are told ``shutdown`` (or ``reconnect``), running reads go on.
+
+        ``state`` (such as ``Loading``) is what later requests are told; None: the timeline is gone. Returns None if it
+        was not served.
+        """
+
+    def live_connections(self) -> int: ...
+    def metrics(self) -> dict[str, Any]:
+        """Counters since the start: ``connections_started``, ``connections_finished``, ``misrouted_requests``,
+        ``flush_micros``; by name ``commands``, ``requests_started``, ``outcomes``, ``batch_breaks``; ``batch_sizes``
+        (how many batches had 1, 2, … members); ``request_seconds`` by kind: ``bounds_micros``, ``counts`` (one more
+        than bounds, not cumulative), ``sum_micros``.
+        """

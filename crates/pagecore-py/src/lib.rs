@@ -5,6 +5,7 @@ mod crc;
 mod errors;
 mod ingest;
 mod redo;
+mod serve;
 mod store;
 mod verify;
 mod wal;
@@ -21,6 +22,8 @@ mod _core {
     };
     #[pymodule_export]
     use crate::redo::{PyRedoMetrics, PyRedoPool};
+    #[pymodule_export]
+    use crate::serve::{PageService, PyBackupRequest, PyBackupSink, PyLeaseAnswer, ServedTimeline};
     #[pymodule_export]
     use crate::store::{layer_entries, layer_summary, layer_value, Caches, LayerInfo, OpenLayerInfo, TimelineStore};
     #[pymodule_export]
