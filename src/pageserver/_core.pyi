@@ -774,8 +774,8 @@ class PageService:
     ``ServedTimeline.wait_left``; ``stop``.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         listen: str,
         handler: PageServiceHandler,
@@ -786,7 +786,7 @@ class PageService:
         max_batch_size: int = 32,
         batching: str = "scattered-lsn",
         allow_test_messages: bool = False,
-    ) -> None:
+    ) -> PageService:
         """``listen`` is a numeric address with a port; port 0: a free one. ``max_batch_size`` 1 is the serial mode.
 
         ``batching``: ``scattered-lsn`` or ``uniform-lsn`` (4.3). Each pagestream has a thread of its own besides the
