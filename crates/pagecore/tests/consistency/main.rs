@@ -13,18 +13,20 @@
 //! `neon_pages` asks for exact bytes: pages that Neon's page server served, replayed by PostgreSQL 16.
 #![expect(clippy::expect_used, reason = "a test may stop where its input is not what it must be")]
 
+mod damage;
 mod neon_pages;
 mod replay;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pagecore::key::{Key, RelTag};
 use pagecore::redo::Context;
 use pagecore::wal::framer::{StreamChecks, WalFramer};
 use pagecore::{Flavour, Lsn};
 
-use replay::{read_block, Replay, Report};
+use damage::Samples;
+use replay::{read_block, Replay};
 
 #[test]
 #[ignore = "needs the runs that tests/redo/make_wal.py makes; set REDO_RUNS"]
@@ -32,16 +34,41 @@ fn native_redo_agrees_with_postgres() {
     let runs = std::env::var("REDO_RUNS").expect("REDO_RUNS lists the directories of the runs");
     let mut failed = Vec::new();
     for run in runs.split(':') {
-        let report = replay_run(Path::new(run));
-        report.print(run);
-        if report.differences() > 0 {
+        let mut opened = open_run(Path::new(run));
+        opened.apply_wal();
+        opened.replay.compare_files(&opened.after);
+        opened.replay.report.print(run);
+        if opened.replay.report.differences() > 0 {
             failed.push(run.to_string());
         }
     }
     assert!(failed.is_empty(), "differences in {failed:?}");
 }
 
-fn replay_run(run: &Path) -> Report {
+#[test]
+#[ignore = "needs the runs that tests/redo/make_wal.py makes; set REDO_RUNS"]
+fn damaged_records_and_pages_never_panic() {
+    let runs = std::env::var("REDO_RUNS").expect("REDO_RUNS lists the directories of the runs");
+    for run in runs.split(':') {
+        let mut replay = open_run(Path::new(run));
+        replay.replay.samples = Some(Samples::default());
+        replay.apply_wal();
+        let samples = replay.replay.samples.take().expect("the samples that were put there");
+        let panicked = samples.damage(&replay.ctx);
+        assert!(panicked.is_empty(), "panics in {panicked:#?}");
+    }
+}
+
+/// A run on disk.
+struct Run {
+    ctx: Context,
+    after: PathBuf,
+    system_identifier: u64,
+    redo_start: Lsn,
+    replay: Replay,
+}
+
+fn open_run(run: &Path) -> Run {
     let (before, after) = (run.join("before"), run.join("after"));
     let version = fs::read_to_string(before.join("PG_VERSION")).expect("PG_VERSION is readable");
     let major = version.trim().parse().expect("PG_VERSION is a number");
@@ -51,25 +78,28 @@ fn replay_run(run: &Path) -> Report {
     let pg_class = Key::rel_block(RelTag { spcnode: 1663, dbnode: 1, relnode: 1259, forknum: 0 }, 0);
     let checksums = read_block(&after, pg_class).is_some_and(|page| page[8..10] != [0, 0]);
     let ctx = Context { major, flavour: Flavour::Stock, hint_bits_logged: checksums };
-    let mut replay = Replay::new(ctx, Box::new(move |key| read_block(&before, key)));
+    let replay = Replay::new(ctx, Box::new(move |key| read_block(&before, key)));
+    Run { ctx, after, system_identifier, redo_start, replay }
+}
 
-    let checks = StreamChecks { system_identifier: Some(system_identifier), check_prev: true };
-    let mut framer = WalFramer::new(major, redo_start, checks).expect("a supported version");
-    let mut skip = redo_start.segment_offset() as usize;
-    'segments: for segment in redo_start.0 >> 24.. {
-        let name = format!("{:08X}{:08X}{:08X}", 1, segment >> 8, segment & 0xFF);
-        let Ok(bytes) = fs::read(after.join("pg_wal").join(&name)) else { break };
-        framer.feed(&bytes[skip..]);
-        skip = 0;
-        loop {
-            match framer.next_record() {
-                Ok(Some((lsn, record))) => replay.record(lsn, record),
-                Ok(None) => break,
-                // Zeros, or what a recycled segment held before.
-                Err(_) => break 'segments,
+impl Run {
+    fn apply_wal(&mut self) {
+        let checks = StreamChecks { system_identifier: Some(self.system_identifier), check_prev: true };
+        let mut framer = WalFramer::new(self.ctx.major, self.redo_start, checks).expect("a supported version");
+        let mut skip = self.redo_start.segment_offset() as usize;
+        for segment in self.redo_start.0 >> 24.. {
+            let name = format!("{:08X}{:08X}{:08X}", 1, segment >> 8, segment & 0xFF);
+            let Ok(bytes) = fs::read(self.after.join("pg_wal").join(&name)) else { return };
+            framer.feed(&bytes[skip..]);
+            skip = 0;
+            loop {
+                match framer.next_record() {
+                    Ok(Some((lsn, record))) => self.replay.record(lsn, record),
+                    Ok(None) => break,
+                    // Zeros, or what a recycled segment held before.
+                    Err(_) => return,
+                }
             }
         }
     }
-    replay.compare_files(&after);
-    replay.report
 }

@@ -16,6 +16,8 @@ use pagecore::wal::record::DecodedRecord;
 use pagecore::wal::rmgr;
 use pagecore::{Lsn, BLCKSZ};
 
+use crate::damage::Samples;
+
 const SEGMENT_BLOCKS: u32 = 131_072;
 const EXAMPLES_MAX: usize = 60;
 
@@ -81,12 +83,14 @@ pub struct Replay {
     /// The last record that changed each page, for messages.
     last: HashMap<Key, (u8, u8, Lsn)>,
     pub report: Report,
+    /// Filled if there is one.
+    pub samples: Option<Samples>,
 }
 
 impl Replay {
     /// Nothing has been applied yet; `base` gives the pages there are before.
     pub fn new(ctx: Context, base: BasePages) -> Replay {
-        Replay { ctx, base, pages: HashMap::new(), last: HashMap::new(), report: Report::default() }
+        Replay { ctx, base, pages: HashMap::new(), last: HashMap::new(), report: Report::default(), samples: None }
     }
 
     /// The page as it is now; none if nothing is known of it.
@@ -129,6 +133,9 @@ impl Replay {
                 continue;
             }
             let page = state.get_or_insert_default();
+            if let Some(samples) = &mut self.samples {
+                samples.take(block.id, key, lsn, page, bytes);
+            }
             if let Err(error) = redo::apply(&self.ctx, key, page, lsn, &record) {
                 tally.errors += 1;
                 *state = shown_state();
