@@ -79,3 +79,28 @@ pub fn stamp_checksum(page: &mut [u8; BLCKSZ], block: u32) {
 pub fn has_valid_checksum(page: &[u8; BLCKSZ], block: u32) -> bool {
     (page[14] == 0 && page[15] == 0) || page[8..10] == page_checksum(page, block).to_le_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checksum_depends_on_contents_and_block_but_not_on_itself() {
+        let mut page = [0; BLCKSZ];
+        assert!(has_valid_checksum(&page, 7), "new pages carry none");
+        stamp_checksum(&mut page, 7);
+        assert_eq!(page, [0; BLCKSZ]);
+        page[12..20].copy_from_slice(&[24, 0, 0, 32, 0, 32, 4, 32]);
+        page[5000] = 9;
+        stamp_checksum(&mut page, 7);
+        assert!(has_valid_checksum(&page, 7));
+        assert!(!has_valid_checksum(&page, 8));
+        let sum = page_checksum(&page, 7);
+        page[8] ^= 1;
+        assert_eq!(page_checksum(&page, 7), sum);
+        assert!(!has_valid_checksum(&page, 7));
+        page[8] ^= 1;
+        page[5001] ^= 1;
+        assert!(!has_valid_checksum(&page, 7));
+    }
+}

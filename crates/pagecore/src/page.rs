@@ -551,3 +551,7 @@ impl<'a> Page<'a> {
         Ok(bytes)
     }
 }
+
+#[cfg(test)]
+#[path = "page_tests.rs"]
+mod tests;

@@ -214,7 +214,9 @@ fn apply_postgres(
         }
     }
     let view = PageRecord::decode(ctx.major, &key, lsn, record).map_err(fail)?;
-    let makes_page = view.target.will_init || view.target.image.is_some_and(|image| image.apply);
+    let makes_page = view.target.will_init
+        || view.target.image.is_some_and(|image| image.apply)
+        || (view.rmid == rmgr::HEAP2 && heap2::initialises(&view));
     if page.is_empty() {
         if !makes_page {
             return Err(RedoError::MissingBase { key, lsn, kind });

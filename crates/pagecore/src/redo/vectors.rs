@@ -200,3 +200,154 @@ fn multixact_offsets_of_a_stock_server_include_the_next_one() {
     assert_eq!(page[1472], 77);
     assert!(apply(&STOCK_16, Key::slru_block(SlruKind::MultiXactOffsets, 1, 3), &mut page, Lsn(8), &neon).is_err());
 }
+
+/// A heap page with three tuples of a vanilla server; the block data of each is 5 bytes of header and 12 of body.
+fn three_tuples() -> Vec<u8> {
+    let mut page = Vec::new();
+    for offset in 1..=3u16 {
+        let mut data = vec![2, 0, 2, 8, 24, 0];
+        data.extend([offset as u8; 12]);
+        let (info, flags) = if offset == 1 { (0x80, 0x60) } else { (0x00, 0x20) };
+        let main = [offset as u8, 0, 0];
+        let insert = record(rmgr::HEAP, info, 500, flags, &data, &main);
+        apply(&STOCK_16, Key::rel_block(REL, 0), &mut page, Lsn(u64::from(offset)), &postgres(&insert)).unwrap();
+    }
+    page
+}
+
+const CID: u32 = 0x0A0B_0C0D;
+
+/// Field 3, which holds the command id, and the infomask of a tuple.
+fn cid_and_mask(page: &[u8], offset: usize) -> (u32, u16) {
+    let pointer = u32::from_le_bytes(page[20 + 4 * offset..24 + 4 * offset].try_into().unwrap());
+    let at = (pointer & 0x7FFF) as usize;
+    let cid = u32::from_le_bytes(page[at + 8..at + 12].try_into().unwrap());
+    (cid, u16::from_le_bytes([page[at + 20], page[at + 21]]))
+}
+
+/// The page with command ids and the combo flag taken out of its tuples.
+fn without_cids(page: &[u8], tuples: usize) -> Vec<u8> {
+    let mut out = page.to_vec();
+    for offset in 1..=tuples {
+        let pointer = u32::from_le_bytes(page[20 + 4 * offset..24 + 4 * offset].try_into().unwrap());
+        let at = (pointer & 0x7FFF) as usize;
+        out[at + 8..at + 12].fill(0);
+        out[at + 20] &= !0x20;
+    }
+    out
+}
+
+fn concat(parts: &[&[u8]]) -> Vec<u8> {
+    parts.concat()
+}
+
+/// One change in the three dialects: name, tuples to look at, and (rmid, info, block data, main data) of each.
+type Change3 = (&'static str, &'static [usize], usize, [(u8, u8, Vec<u8>, Vec<u8>); 3]);
+
+/// The same changes as vanilla, Neon 14/15 and Neon 16/17 records (spec 8.1).
+fn changes() -> Vec<Change3> {
+    let (xmax, cid, two, four) = (700u32.to_le_bytes(), CID.to_le_bytes(), [2, 0], [4, 0]);
+    let heap = rmgr::HEAP;
+    let neon = rmgr::NEON;
+    let bits = [0x10 | 0x20];
+    let plain_bits = [0x10];
+    let header = [2, 0, 2, 8];
+    let body = [0, 9, 9, 9, 9];
+    let tuple = concat(&[&header, &[24], &body]);
+    let neon_tuple = concat(&[&header, &cid, &[24], &body]);
+    let several = concat(&[&[4, 0], &header, &[24], &body[..4]]);
+    let several_15 = concat(&[&[4, 0], &header, &[0xEE, 0xEE], &cid, &[24], &body[..4]]);
+    vec![
+        (
+            "INSERT",
+            &[4],
+            4,
+            [
+                (heap, 0x00, tuple.clone(), vec![4, 0, 0]),
+                (heap, 0x00, neon_tuple.clone(), vec![4, 0, 0]),
+                (neon, 0x00, neon_tuple.clone(), vec![4, 0, 0]),
+            ],
+        ),
+        (
+            "DELETE",
+            &[2],
+            3,
+            [
+                (heap, 0x10, vec![], concat(&[&xmax, &two, &plain_bits, &[0]])),
+                (heap, 0x10, vec![], concat(&[&xmax, &two, &[0xEE, 0xEE], &cid, &bits, &[0]])),
+                (neon, 0x10, vec![], concat(&[&xmax, &two, &bits, &[0], &cid])),
+            ],
+        ),
+        (
+            "HOT_UPDATE",
+            &[2, 4],
+            4,
+            [
+                (heap, 0x40, tuple.clone(), concat(&[&xmax, &two, &plain_bits, &[0], &[0; 4], &four])),
+                (heap, 0x40, neon_tuple.clone(), concat(&[&xmax, &two, &bits, &[0], &cid, &[0; 4], &four])),
+                (neon, 0x30, neon_tuple.clone(), concat(&[&xmax, &two, &bits, &[0], &cid, &[0; 4], &four])),
+            ],
+        ),
+        (
+            "UPDATE",
+            &[2, 4],
+            4,
+            [
+                (heap, 0x20, tuple, concat(&[&xmax, &two, &plain_bits, &[0], &[0; 4], &four])),
+                (heap, 0x20, neon_tuple.clone(), concat(&[&xmax, &two, &bits, &[0], &cid, &[0; 4], &four])),
+                (neon, 0x20, neon_tuple, concat(&[&xmax, &two, &bits, &[0], &cid, &[0; 4], &four])),
+            ],
+        ),
+        (
+            "LOCK",
+            &[2],
+            3,
+            [
+                (heap, 0x60, vec![], concat(&[&xmax, &two, &plain_bits, &[0]])),
+                (heap, 0x60, vec![], concat(&[&xmax, &two, &[0xEE, 0xEE], &cid, &bits, &[0]])),
+                (neon, 0x40, vec![], concat(&[&xmax, &cid, &two, &bits, &[0]])),
+            ],
+        ),
+        (
+            "MULTI_INSERT",
+            &[4, 5],
+            5,
+            [
+                (rmgr::HEAP2, 0x50, [&several[..], &several[..]].join(&0), vec![0, 0, 2, 0, 4, 0, 5, 0]),
+                (rmgr::HEAP2, 0x50, [&several_15[..], &several_15[..]].join(&0), vec![0, 0, 2, 0, 4, 0, 5, 0]),
+                (neon, 0x50, [&several[..], &several[..]].join(&0), concat(&[&[0, 0, 2, 0], &cid, &[4, 0, 5, 0]])),
+            ],
+        ),
+    ]
+}
+
+#[test]
+fn neon_records_do_what_vanilla_ones_do_and_keep_the_command_id() {
+    let neon_16 = Context { flavour: Flavour::Neon, ..STOCK_16 };
+    let base = three_tuples();
+    for (name, touched, tuples, forms) in changes() {
+        let [vanilla, in_place, rmgr_134] = [STOCK_16, NEON_15, neon_16].map(|ctx| {
+            let form = match (ctx.flavour, ctx.major) {
+                (Flavour::Stock, _) => &forms[0],
+                (Flavour::Neon, 15) => &forms[1],
+                (Flavour::Neon, _) => &forms[2],
+            };
+            let change = record(form.0, form.1, 700, 0x20, &form.2, &form.3);
+            assert!(can_apply(&ctx, &postgres(&change)), "{name}");
+            let mut page = base.clone();
+            apply(&ctx, Key::rel_block(REL, 0), &mut page, Lsn(0x99), &postgres(&change)).unwrap();
+            page
+        });
+        for page in [&in_place, &rmgr_134] {
+            assert_eq!(without_cids(page, tuples), without_cids(&vanilla, tuples), "{name}");
+        }
+        for &offset in touched {
+            let is_old = offset == 2;
+            assert_eq!(cid_and_mask(&vanilla, offset).0, 0, "{name}");
+            for page in [&in_place, &rmgr_134] {
+                let (cid, mask) = cid_and_mask(page, offset);
+                assert_eq!((cid, mask & 0x20 != 0), (CID, is_old), "{name} item {offset}");
+            }
+        }
+    }
+}
