@@ -13,6 +13,7 @@ use pagestore::redo_process::{
 use pagestore::RedoProcess;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict};
 
 #[pyclass(name = "RedoMetrics", frozen, module = "pageserver._core")]
@@ -121,8 +122,8 @@ impl PyRedoPool {
         lsn: u64,
         pg_version: u8,
         hint_bits_logged: bool,
-        base: Option<(u64, Vec<u8>)>,
-        records: Vec<(u64, Vec<u8>)>,
+        base: Option<(u64, PyBackedBytes)>,
+        records: Vec<(u64, PyBackedBytes)>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let key = match Key::from_slice(key) {
             Some(parsed) if key.len() == pagecore::key::KEY_SIZE => parsed,
