@@ -1,8 +1,9 @@
 """`make demo`: the main job of a page server, shown to a newcomer in about a minute.
 
-A stock PostgreSQL under pgbench is imported and followed over physical replication; pages are read at past LSNs and compared with what
-PostgreSQL itself had at those moments; a second, unmodified PostgreSQL is started on a restored past moment; in the end the stopped
-primary is compared with the timeline, block by block. Everything lives in a temporary directory and is gone afterwards.
+A stock PostgreSQL under pgbench is imported and followed over physical replication; pages are read at past LSNs and
+compared with what PostgreSQL itself had at those moments; a second, unmodified PostgreSQL is started on a restored
+past moment; in the end the stopped primary is compared with the timeline, block by block. Everything lives in a
+temporary directory and is gone afterwards.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ class Moment:
     """What PostgreSQL itself said at one LSN: the sum over all accounts, and the pages of one table as they were."""
 
     lsn: str
-    when: str
     total: int
     rel: RelTag
     pages: bytes
@@ -114,9 +114,8 @@ def watch_under_load(postgres: PostgresServer) -> list[Moment]:
     for _ in range(MOMENTS):
         time.sleep(PAUSE_SECONDS)
         moments.append(note_moment(postgres))
-        console.print(
-            f"   at {moments[-1].lsn}: sum(abalance) = {moments[-1].total}, {len(moments[-1].pages) // BLCKSZ} pages kept"
-        )
+        now = moments[-1]
+        console.print(f"   at {now.lsn}: sum(abalance) = {now.total}, {len(now.pages) // BLCKSZ} pages kept")
     load.join()
     return moments
 
@@ -127,14 +126,17 @@ def note_moment(postgres: PostgresServer) -> Moment:
         session.execute("lock table pgbench_accounts, pgbench_tellers, pgbench_branches, pgbench_history in share mode")
         with postgres.connect() as other:
             other.execute("checkpoint")  # the pages of the tables are in the files now
-        row = session.execute(
-            """select pg_current_wal_insert_lsn()::text, now()::text, (select sum(abalance) from pgbench_accounts),
-                      pg_read_binary_file(pg_relation_filepath('pgbench_tellers')),
-                      (select oid from pg_database where datname = current_database()), pg_relation_filenode('pgbench_tellers')"""
-        ).fetchone()
-        assert row is not None
-        lsn, when, total, pages, database, node = row
-        return Moment(lsn, when, int(total), RelTag(1663, int(database), int(node), 0), bytes(pages))
+        query = """
+            select pg_current_wal_insert_lsn()::text, (select sum(abalance) from pgbench_accounts)::text,
+                   (select oid from pg_database where datname = current_database())::text,
+                   pg_relation_filenode('pgbench_tellers')::text,
+                   pg_read_binary_file(pg_relation_filepath('pgbench_tellers'))
+        """
+        (row,) = session.execute(query).fetchall()
+        lsn, total, database, node = map(str, row[:4])
+        pages = row[4]
+        assert isinstance(pages, bytes)
+        return Moment(lsn, int(total), RelTag(1663, int(database), int(node), 0), pages)
 
 
 def wait_until_followed(server: PageServerProcess, timeline: str, postgres: PostgresServer) -> None:
