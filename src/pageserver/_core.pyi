@@ -17,6 +17,14 @@ def crc32c(data: bytes, start: int = 0) -> int:
 
 # verify.rs
 
+def read_blocks_each(
+    store: TimelineStore, spc: int, db: int, rel: int, fork: int, first: int, count: int, lsn: int
+) -> tuple[bytes, dict[int, str]]:
+    """Read pages one by one, even if some cannot be made: all pages, and by block number why one is zeros.
+
+    A reason is ``unsupported`` (no redo process for a record that only it knows) or ``error: ...``.
+    """
+
 def compare_blocks(
     ours: bytes, theirs: bytes, fork: int, first_block: int, failed: dict[int, str]
 ) -> list[tuple[int, str, str, str, str]]:

@@ -27,7 +27,5 @@ mod _core {
     #[pymodule_export]
     use crate::store::{layer_entries, layer_summary, layer_value, Caches, LayerInfo, OpenLayerInfo, TimelineStore};
     #[pymodule_export]
-    use crate::verify::compare_blocks;
-    #[pymodule_export]
-    use crate::wal::{decode_wal, DecodedWal};
+    use crate::verify::{compare_blocks, read_blocks_each};
 }

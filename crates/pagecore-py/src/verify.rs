@@ -1,16 +1,73 @@
 //! Comparing the pages of a timeline with those of a data directory.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use crate::store::TimelineStore;
 use pagecore::compare::{compare_block, Reason, Verdict};
 use pagecore::mask::PageKind;
 use pagecore::page::PageBytes;
-use pagecore::BLCKSZ;
+use pagecore::{Key, Lsn, RelTag, BLCKSZ};
+use pagestore::StoreError;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+/// Keys of one vectored read.
+const BATCH_KEYS: usize = 32;
 
 /// (block, kind, verdict, reason, detail)
 type Row = (u32, &'static str, &'static str, &'static str, String);
+
+/// Reads consecutive blocks one by one, even if some cannot be made; see `_core.pyi`.
+#[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "a relation fork is four numbers in PostgreSQL")]
+pub fn read_blocks_each<'py>(
+    py: Python<'py>,
+    store: &TimelineStore,
+    spc: u32,
+    db: u32,
+    rel: u32,
+    fork: u8,
+    first: u32,
+    count: u32,
+    lsn: u64,
+) -> (Bound<'py, PyBytes>, BTreeMap<u32, String>) {
+    let rel = RelTag { spcnode: spc, dbnode: db, relnode: rel, forknum: fork };
+    let (pages, failed) = py.detach(|| read_each(&store.store, rel, first, count, Lsn(lsn)));
+    (PyBytes::new(py, &pages), failed)
+}
+
+fn read_each(
+    store: &Arc<pagestore::TimelineStore>,
+    rel: RelTag,
+    first: u32,
+    count: u32,
+    lsn: Lsn,
+) -> (Vec<u8>, BTreeMap<u32, String>) {
+    let keys: Vec<(Key, Lsn)> = (0..count).map(|i| (Key::rel_block(rel, first.saturating_add(i)), lsn)).collect();
+    let mut pages = Vec::with_capacity(keys.len() * BLCKSZ);
+    let mut failed = BTreeMap::new();
+    for batch in keys.chunks(BATCH_KEYS) {
+        for ((key, _), page) in batch.iter().zip(store.get_vectored(batch)) {
+            let end = pages.len() + BLCKSZ;
+            match page {
+                Ok(page) if page.len() == BLCKSZ => pages.extend_from_slice(&page),
+                Ok(page) => {
+                    failed.insert(key.field6, format!("error: page has {} bytes", page.len()));
+                }
+                Err(StoreError::RedoUnavailable { .. }) => {
+                    failed.insert(key.field6, "unsupported".to_string());
+                }
+                Err(error) => {
+                    failed.insert(key.field6, format!("error: {error}"));
+                }
+            }
+            pages.resize(end, 0);
+        }
+    }
+    (pages, failed)
+}
 
 /// Compares consecutive blocks of one relation fork; see `_core.pyi`.
 #[pyfunction]

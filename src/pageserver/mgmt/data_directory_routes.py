@@ -19,7 +19,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from pageserver import _core
 from pageserver.errors import RequestError
+from pageserver.keyspace.key import RelTag
 from pageserver.keyspace.snapshot import Snapshot
 from pageserver.lsn import Lsn
 from pageserver.mgmt.app import context_of
@@ -88,8 +90,12 @@ async def get_verify_part(request: Request) -> Response:
     if not 0 <= part < parts:
         raise bad_request(f"there is no part {part} of {parts}")
     entries = await asyncio.to_thread(verify_stream.entries, view.directory, view.snapshot)
-    reader = cast(verify_stream.TolerantReader, view.timeline.store)
-    return _streamed(verify_stream.stream(view.directory, reader, entries[part::parts]), "application/octet-stream")
+    store = cast(_core.TimelineStore, view.timeline.store)
+
+    def read_each(rel: RelTag, first: int, count: int, lsn: int) -> tuple[bytes, dict[int, str]]:
+        return _core.read_blocks_each(store, rel.spcnode, rel.dbnode, rel.relnode, rel.forknum, first, count, lsn)
+
+    return _streamed(verify_stream.stream(view.directory, read_each, entries[part::parts]), "application/octet-stream")
 
 
 async def _view(request: Request) -> _View:

@@ -15,10 +15,10 @@ server has no installation for), "missing" or "error: …". Source: issue accept
 
 import json
 import struct
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from pageserver.keyspace.key import PAGE_SIZE
+from pageserver.keyspace.key import PAGE_SIZE, RelTag
 from pageserver.keyspace.snapshot import Snapshot
 from pageserver.serve.data_directory import (
     CHUNK_BLOCKS,
@@ -33,13 +33,10 @@ from pageserver.serve.data_directory import (
 HEADER = struct.Struct(">I")
 
 
-class TolerantReader(Protocol):
-    """What reads pages one by one even if some fail: `_core.TimelineStore` in production."""
-
-    def read_blocks_each(
-        self, spc: int, db: int, rel: int, fork: int, first: int, count: int, lsn: int
-    ) -> tuple[bytes, dict[int, str]]:
-        """Return `count` pages and, by block number, why a page could not be made (its bytes are zeros then)."""
+ReadEach = Callable[[RelTag, int, int, int], tuple[bytes, dict[int, str]]]
+"""Reads pages one by one even if some fail: (relation, first block, count, lsn) gives the pages and, by block
+number, why
+one could not be made (its bytes are zeros then)."""
 
 
 def encode_frame(header: dict[str, Any], payload: bytes = b"") -> bytes:
@@ -61,12 +58,12 @@ def entries(directory: DataDirectory, snapshot: Snapshot) -> list[Entry]:
     return found
 
 
-def stream(directory: DataDirectory, reader: TolerantReader, entries: list[Entry]) -> Iterator[bytes]:
+def stream(directory: DataDirectory, read_each: ReadEach, entries: list[Entry]) -> Iterator[bytes]:
     """Yield the frames of `entries`. Blocking: drive it in a thread."""
     for entry in entries:
         match entry:
             case RelationSegment():
-                yield from _relation(directory, reader, entry)
+                yield from _relation(directory, read_each, entry)
             case SlruSegment():
                 content = b"".join(directory.read(entry))
                 yield encode_frame(
@@ -84,16 +81,14 @@ def stream(directory: DataDirectory, reader: TolerantReader, entries: list[Entry
     yield encode_frame({"end": True})
 
 
-def _relation(directory: DataDirectory, reader: TolerantReader, entry: RelationSegment) -> Iterator[bytes]:
+def _relation(directory: DataDirectory, read_each: ReadEach, entry: RelationSegment) -> Iterator[bytes]:
     rel = entry.rel
     about = {"path": entry.path, "kind": "relation", "fork": rel.forknum, "blocks": entry.blocks}
     if not entry.blocks:
         yield encode_frame({**about, "first": entry.first_block, "count": 0, "size": 0, "failed": {}})
     for done in range(0, entry.blocks, CHUNK_BLOCKS):
         first, count = entry.first_block + done, min(CHUNK_BLOCKS, entry.blocks - done)
-        pages, failed = reader.read_blocks_each(
-            rel.spcnode, rel.dbnode, rel.relnode, rel.forknum, first, count, directory.lsn
-        )
+        pages, failed = read_each(rel, first, count, directory.lsn)
         yield encode_frame(
             {**about, "first": first, "count": count, "size": count * PAGE_SIZE, "failed": failed}, pages
         )
