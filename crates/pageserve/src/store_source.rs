@@ -37,7 +37,7 @@ impl PageSource for TimelineStore {
     }
 
     fn rel_size(&self, rel: RelTag, at: ReadAt) -> Result<Option<u32>, ReadError> {
-        Ok(TimelineStore::rel_size(self, rel, at.lsn)?)
+        Ok(Some(self.rel_size_or_last(rel, at.lsn)?))
     }
 
     fn db_size(&self, spcnode: u32, dbnode: u32, at: ReadAt) -> Result<u64, ReadError> {

@@ -82,6 +82,15 @@ impl TimelineStore {
         }
     }
 
+    /// What a client is told: like `rel_size`, but of a relation that was dropped the last size, and an error only if
+    /// there never was one (the last row of spec keyspace.md 5.4).
+    pub fn rel_size_or_last(&self, rel: RelTag, lsn: Lsn) -> Result<u32, StoreError> {
+        match self.rel_size(rel, lsn)? {
+            Some(blocks) => Ok(blocks),
+            None => decode_size(Key::rel_size(rel), lsn, &self.get(Key::rel_size(rel), lsn)?),
+        }
+    }
+
     /// The size and the LSN at which it was written; none if the relation does not exist.
     fn read_rel_size(&self, rel: RelTag, lsn: Lsn) -> Result<Option<(Lsn, u32)>, StoreError> {
         let relations = self.relations(rel.spcnode, rel.dbnode, lsn)?;

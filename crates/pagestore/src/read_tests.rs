@@ -386,6 +386,8 @@ fn sizes_and_existence_come_from_the_directories() {
     store.rel_size_cache().forget(&REL);
     assert_eq!(store.rel_size(REL, Lsn(0x40)), Ok(None));
     assert_eq!(store.rel_exists(REL, Lsn(0x40)), Ok(false));
+    assert_eq!(store.rel_size_or_last(REL, Lsn(0x40)), Ok(8));
+    assert!(store.rel_size_or_last(RelTag { relnode: 1, ..REL }, Lsn(0x40)).unwrap_err().is_missing_key());
     assert_eq!(store.rel_size(REL, Lsn(0x30)), Ok(Some(8)));
 }
 
