@@ -25,7 +25,7 @@ from pageserver.lsn import Lsn
 from pageserver.remote import GenerationClaim, LayerName, LocalStore, paths
 from pageserver.remote.source_document import Flavour, SourceDocument, SourceTraits
 from pageserver.tenant import RootParameters, SourceSlot, TenantFacts, TenantManager, TenantResources, WalSource
-from pageserver.timeline import RedoPool, SourceStatus, StoreParameters, Timeline
+from pageserver.timeline import Engine, RedoPool, SourceStatus, StoreParameters, Timeline
 
 TENANT = TenantShardId(TenantId(bytes.fromhex("aa" * 16)))
 ROOT = TimelineId(bytes.fromhex("11" * 16))
@@ -106,6 +106,9 @@ class FakeStore:
 
     def scan(self, start: bytes, end: bytes, lsn: int) -> list[tuple[bytes, bytes]]:
         return sorted((key, value) for key, value in self.values.items() if start <= key < end)
+
+    def slru_segment(self, kind: int, segno: int, lsn: int) -> bytes:
+        raise MissingKeyError(key=bytes(18), lsn=lsn)
 
     def open_layer(self) -> FakeOpenLayer | None:
         return FakeOpenLayer(self.size_bytes, self.next_open_at) if self.size_bytes else None
@@ -266,7 +269,7 @@ class World:
     workdir: Path
     manager: TenantManager
     resources: TenantResources
-    engine: FakeEngine
+    engine: Engine
     pages: FakePages
     way_in: FakeWayIn
     storage: LocalStore
@@ -279,10 +282,11 @@ class World:
         bucket: Path | None = None,
         storage: LocalStore | None = None,
         way_in: FakeWayIn | None = None,
+        engine: Engine | None = None,
         **settings: Any,
     ) -> World:
         """Start in `workdir`, over what an earlier world left there. With `bucket`, layers are stored there as well."""
-        engine, pages, way_in = FakeEngine(), FakePages(), way_in or FakeWayIn()
+        engine, pages, way_in = engine or FakeEngine(), FakePages(), way_in or FakeWayIn()
         storage = storage or LocalStore(bucket or workdir / "local-storage")
         number = next(_instances)
         resources = TenantResources(

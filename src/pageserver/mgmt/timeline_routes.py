@@ -130,7 +130,7 @@ async def get_page(request: Request) -> Response:
 async def get_lsn_by_timestamp(request: Request) -> Response:
     tenant, timeline = await _timeline(request)
     _check_shard_zero(tenant)
-    wanted = required_query_param(request, "timestamp", _parse_timestamp)
+    wanted = required_query_param(request, "timestamp", parse_timestamp)
     if query_flag(request, "with_lease", default=False):
         raise not_built("an lsn lease")
     lowest = max(timeline.gc_cutoff_lsn, timeline.ancestor_lsn)
@@ -233,7 +233,8 @@ def _check_shard_zero(tenant: Tenant) -> None:
         raise bad_request("Timestamp calculations are only available on shard zero")
 
 
-def _parse_timestamp(text: str) -> datetime:
+def parse_timestamp(text: str) -> datetime:
+    """Read RFC 3339 with a mandatory Z; digits beyond microseconds are dropped. Raises ValueError."""
     if not _RFC_3339_UTC.fullmatch(text):
         raise ValueError("an RFC 3339 time stamp with Z is needed")
     head, _, fraction = text[:-1].replace(" ", "T").partition(".")

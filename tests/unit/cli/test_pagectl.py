@@ -85,8 +85,8 @@ def test_status_shows_tables_to_people_and_json_to_programs() -> None:
 
 def test_the_only_tenant_needs_no_name() -> None:
     assert ROOT in Terminal(ONE_TENANT).run("timeline", "list")[1]
-    none = {("GET", "/v1/tenant"): (200, [])}
-    code, text = Terminal(none).run("timeline", "list")  # type: ignore[arg-type]
+    none: dict[tuple[str, str], Answer | Callable[[], Answer]] = {("GET", "/v1/tenant"): (200, [])}
+    code, text = Terminal(none).run("timeline", "list")
     assert (code, "pagectl tenant create" in text) == (2, True)
 
 

@@ -151,7 +151,7 @@ async def test_branches_are_durable_idempotent_and_checked(tmp_path: Path) -> No
     branch = again.manager.get(TENANT).get_timeline(BRANCH)
     assert branch.ancestor is again.manager.get(TENANT).get_timeline(ROOT)
     assert branch.last_record_lsn == at
-    assert again.engine.stores[-1].parameters.next_open_layer_at == at + 1
+    assert store_of(branch).parameters.next_open_layer_at == at + 1
     await again.manager.shut_down()
 
 

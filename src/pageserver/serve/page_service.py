@@ -1,0 +1,137 @@
+"""The page service's Python side: who is served, and answers to the rare questions of the connection loop.
+
+The loop itself is compiled (`crates/pageserve`), finds timelines through weak handles and never waits for us on the way
+to a page. Its questions arrive through the event loop: make a base backup, activate a tenant, grant a lease, write a
+log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pageserver import _core
+from pageserver.config import ServerSettings
+from pageserver.errors import PageServerError
+from pageserver.ids import ShardIndex, TenantId, TenantShardId, TimelineId
+from pageserver.serve.backups import send_backup
+from pageserver.tenant import TenantFacts, TenantManager
+from pageserver.timeline import Timeline
+
+BACKUPS_MAX = 8
+"""Archives made at once; more wait for their turn."""
+_STOP_SECONDS = 5.0
+
+
+class PageServiceRoom:
+    """Owns the compiled page service. Tenants tell it what to serve before and while it accepts connections."""
+
+    def __init__(self, settings: ServerSettings, log: Any) -> None:
+        pipelining = settings.page_service_pipelining
+        self._log = log
+        self._manager: TenantManager | None = None
+        self._backups = ThreadPoolExecutor(max_workers=BACKUPS_MAX, thread_name_prefix="backup")
+        self._service = _core.PageService(
+            listen=_numeric(settings.listen_pg_addr),
+            handler=self,
+            event_loop=asyncio.get_running_loop(),
+            wait_lsn_timeout_seconds=settings.wait_lsn_timeout.seconds,
+            max_batch_size=pipelining.max_batch_size if pipelining.mode == "pipelined" else 1,
+            batching=pipelining.batching,
+        )
+
+    async def start(self, manager: TenantManager) -> None:
+        """Begin to accept connections. Raises OSError (the address is taken)."""
+        self._manager = manager
+        await asyncio.to_thread(self._service.start)
+
+    async def stop_accepting(self) -> None:
+        self._service.stop_accepting()
+
+    async def stop(self) -> None:
+        """End all connections; those that do not go in time are left behind with a warning."""
+        if not await asyncio.to_thread(self._service.stop, _STOP_SECONDS):
+            self._log.warning("some page service connections did not end in time")
+        await asyncio.to_thread(self._backups.shutdown, cancel_futures=True)
+
+    # What tenants tell (tenant/resources.py, PageRegistry)
+
+    def tenant_changed(self, tenant: TenantFacts) -> None:
+        identity = tenant.location.shard
+        self._service.set_shard(
+            bytes(tenant.shard.tenant_id),
+            (identity.number, identity.count, identity.stripe_size),
+            tenant.state.status.value,
+            tenant.state.reason,
+        )
+
+    def tenant_gone(self, shard: TenantShardId) -> None:
+        self._service.remove_shard(bytes(shard.tenant_id), _index(shard))
+
+    def attach(self, timeline: Timeline) -> None:
+        shard, store = timeline.tenant_shard_id, timeline.store
+        assert isinstance(store, _core.TimelineStore), "pages are served by the compiled engine"
+        self._service.attach_timeline(bytes(shard.tenant_id), _index(shard), bytes(timeline.timeline_id), store)
+
+    def detach(self, timeline: Timeline) -> None:
+        shard = timeline.tenant_shard_id
+        self._service.close_timeline(bytes(shard.tenant_id), _index(shard), bytes(timeline.timeline_id))
+
+    # What the service asks (in the event loop; must not block)
+
+    def backup(self, request: _core.BackupRequest, sink: _core.BackupSink) -> None:
+        """Make an archive in a thread."""
+        try:
+            timeline = self._timeline(request.tenant_id, request.shard, request.timeline_id)
+        except PageServerError as error:
+            sink.fail("not_found", str(error))
+            return
+        self._backups.submit(self._send_backup, timeline, request, sink)
+
+    def lease(
+        self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes, lsn: int, answer: _core.LeaseAnswer
+    ) -> None:
+        """Leases come with garbage collection; until then nothing is collected that one could protect."""
+        answer.fail("error", "lsn leases are not supported yet")
+
+    def activate(self, tenant_id: bytes, shard: tuple[int, int]) -> None:
+        """A request waits for this shard. All tenants attach at once, so there is nothing to bring forward."""
+        self._log.debug("a page request waits for a tenant", tenant=str(_shard_id(tenant_id, shard)))
+
+    def log(self, level: str, text: str) -> None:
+        getattr(self._log, level)("page service", text=text)
+
+    def _timeline(self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes) -> Timeline:
+        assert self._manager is not None, "questions come after the start"
+        return self._manager.get(_shard_id(tenant_id, shard)).get_timeline(TimelineId(timeline_id))
+
+    def _send_backup(self, timeline: Timeline, request: _core.BackupRequest, sink: _core.BackupSink) -> None:
+        try:
+            send_backup(timeline, request, sink, mtime=int(time.time()))
+        except Exception as error:
+            expected = isinstance(error, PageServerError)
+            self._log.error(
+                "base backup failed",
+                timeline=str(timeline.timeline_id),
+                error=str(error),
+                exc_info=None if expected else error,
+            )
+
+
+def _index(shard: TenantShardId) -> tuple[int, int]:
+    return shard.shard_number, shard.shard_count
+
+
+def _shard_id(tenant_id: bytes, shard: tuple[int, int]) -> TenantShardId:
+    index = ShardIndex.from_bytes(bytes(shard))
+    return TenantShardId(TenantId(tenant_id), index.number, index.count)
+
+
+def _numeric(address: str) -> str:
+    """Return `host:port` with the host's address in place of its name. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    family, _, _, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    return f"[{target[0]}]:{target[1]}" if family == socket.AF_INET6 else f"{target[0]}:{target[1]}"

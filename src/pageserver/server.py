@@ -1,0 +1,272 @@
+"""Start-up and shutdown order: the one place that wires the rooms together (http-api.md 10).
+
+    pid file → sockets bound → store, generations → tenants attach → HTTP answers → page service → signals
+    SIGTERM: page service stops accepting → tenants flush and stop → page connections end → HTTP last
+
+No management request is answered before the tenants' generations are claimed: if `GET /v1/status` answers, they are
+fresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from pageserver.clock import SystemClock
+from pageserver.config import InvalidSettingError, RemoteStorage, ServerConfig
+from pageserver.errors import PageServerError
+from pageserver.mgmt import ApiContext, create_app
+from pageserver.observe import configure_logging, render_metrics
+from pageserver.remote import GenerationClaim, LocalStore, ObjectStorage, paths
+from pageserver.remote.generations import probe_store
+from pageserver.remote.local_store import make_directory_durable, sync_directory
+from pageserver.serve.page_service import PageServiceRoom
+from pageserver.tenant import TenantManager, TenantResources
+from pageserver.timeline.core_engine import CoreEngine
+from pageserver.wal.way_in import PostgresWayIn
+
+LOCAL_STORE_DIRECTORY = "local-storage"
+"""Where indices and claims live when there is no `[remote_storage]` (standalone.md 2)."""
+EXIT_START_FAILED = 1
+EXIT_IMMEDIATE = 111
+_STAGE_WARN_SECONDS = 5.0
+
+
+def run(config: ServerConfig, *, version: str) -> int:
+    """Run the server until it is told to stop. Returns the exit code (http-api.md 10.3)."""
+    os.chdir(config.workdir)
+    log = configure_logging(config.settings.log_format)
+    for item in config.ignored_items:
+        log.warning("ignoring unknown configuration item", path=item)
+    launch_timestamp = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}000 UTC"
+    log.info("starting", version=version, launch_timestamp=launch_timestamp, workdir=str(config.workdir))
+    try:
+        check_supported(config)
+        with pid_file(config.workdir / "pageserver.pid"):
+            prepare_workdir(config)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_Server(config, version, launch_timestamp, log).run())
+    except (PageServerError, InvalidSettingError, OSError) as error:
+        log.critical("cannot start", error=str(error))
+        return EXIT_START_FAILED
+    except ExceptionGroup as errors:
+        log.critical("cannot start", error=str(errors), exc_info=errors)
+        return EXIT_START_FAILED
+    return 0
+
+
+def check_supported(config: ServerConfig) -> None:
+    """Refuse settings that this release would silently not honour. Raises InvalidSettingError."""
+    settings = config.settings
+    unsupported = {
+        "control_plane_api": settings.control_plane_api is not None,
+        "listen_https_addr": settings.listen_https_addr is not None,
+        "listen_grpc_addr": settings.listen_grpc_addr is not None,
+        "http_auth_type": settings.http_auth_type != "Trust",
+        "pg_auth_type": settings.pg_auth_type != "Trust",
+        "enable_tls_page_service_api": settings.enable_tls_page_service_api,
+    }
+    for key, is_set in unsupported.items():
+        if is_set:
+            raise InvalidSettingError(f"{key}: not supported yet by this release")
+    if settings.remote_storage is not None and settings.remote_storage.kind != "local":
+        kind = settings.remote_storage.kind
+        raise InvalidSettingError(f"remote_storage: {kind} is not supported yet, use local_path")
+
+
+def prepare_workdir(config: ServerConfig) -> None:
+    """Create `tenants/` and make what an unclean stop left in it durable: everything read later may be trusted."""
+    tenants = paths.tenants_directory(config.workdir)
+    make_directory_durable(tenants, config.workdir)
+    if not config.settings.no_sync:
+        os.sync()
+
+
+@contextlib.contextmanager
+def pid_file(path: Path) -> Iterator[None]:
+    """Hold the lock that makes this the only server of the directory. The file is never removed (remote-storage.md
+    2.2).
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InvalidSettingError(f"{path}: file is already locked; HINT: another server runs here") from error
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        os.fsync(descriptor)
+        sync_directory(path.parent)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def open_storage(config: ServerConfig, log: Any) -> tuple[ObjectStorage, bool]:
+    """Return the store, and whether layers go there too. Raises InvalidSettingError."""
+    remote: RemoteStorage | None = config.settings.remote_storage
+    local = config.workdir / LOCAL_STORE_DIRECTORY
+    if remote is None:
+        log.warning("no remote storage configured: the local disk is the only copy", store=str(local))
+        return LocalStore(local), False
+    if (local / "tenants").is_dir():
+        raise InvalidSettingError(
+            f"remote_storage: {local} holds timelines that were made without remote storage; moving them there is not "
+            "supported yet"
+        )
+    assert remote.local_path is not None, "other kinds are refused before"
+    return LocalStore(config.workdir / remote.local_path), True
+
+
+def bind(address: str) -> socket.socket:
+    """Bind a listening address `host:port` early, so that conflicts show before anything else happens. Raises
+    OSError.
+    """
+    host, _, port = address.rpartition(":")
+    family, kind, protocol, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(target)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+class _Server:
+    """One run of the server."""
+
+    def __init__(self, config: ServerConfig, version: str, launch_timestamp: str, log: Any) -> None:
+        self._config = config
+        self._version = version
+        self._launch_timestamp = launch_timestamp
+        self._log = log
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        config, settings, clock = self._config, self._config.settings, SystemClock()
+        http_socket = bind(settings.listen_http_addr)
+        storage, stores_layers = open_storage(config, self._log)
+        engine = CoreEngine(settings, self._log)
+        pages = PageServiceRoom(settings, self._log)
+        way_in = PostgresWayIn(
+            workdir=config.workdir,
+            node_id=config.node_id,
+            image_compression=settings.image_compression,
+            clock=clock,
+            log=self._log,
+        )
+        await way_in.remove_leftovers()
+        claim = GenerationClaim(
+            node_id=config.node_id,
+            instance=secrets.token_hex(16),
+            host=socket.gethostname(),
+            claimed_at=f"{clock.now():%Y-%m-%dT%H:%M:%SZ}",
+        )
+        resources = TenantResources(
+            workdir=config.workdir,
+            node_id=config.node_id,
+            settings=settings,
+            storage=storage,
+            stores_layers=stores_layers,
+            engine=engine,
+            pages=pages,
+            way_in=way_in,
+            claim=claim,
+            clock=clock,
+            log=self._log,
+        )
+        manager = TenantManager(resources)
+        context = ApiContext(
+            config=config,
+            manager=manager,
+            clock=clock,
+            launch_timestamp=self._launch_timestamp,
+            metrics=lambda: render_metrics(manager, config.ignored_items, self._version),
+            log=self._log,
+        )
+        try:
+            await probe_store(storage, claim.instance)
+            await manager.load_from_disk()
+            async with self._serve_http(context, http_socket):
+                await pages.start(manager)
+                self._install_signals()
+                self._log.info("ready", http=settings.listen_http_addr, pg=settings.listen_pg_addr)
+                await self._stop.wait()
+                await self._stop_gracefully(manager, pages)
+        finally:
+            await asyncio.to_thread(engine.close)
+
+    @contextlib.asynccontextmanager
+    async def _serve_http(self, context: ApiContext, bound: socket.socket) -> AsyncIterator[None]:
+        """Answer requests inside of the block. It is left after everything else, so that states can be asked for to the
+        end.
+        """
+        server = _HttpServer(
+            uvicorn.Config(
+                create_app(context),
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=5,
+                timeout_keep_alive=75,
+                server_header=False,
+            )
+        )
+        task = asyncio.get_running_loop().create_task(server.serve(sockets=[bound]), name="http")
+        task.add_done_callback(lambda _: self._stop.set())
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await task
+
+    async def _stop_gracefully(self, manager: TenantManager, pages: PageServiceRoom) -> None:
+        for name, stage in (
+            ("page service: stop accepting", pages.stop_accepting),
+            ("tenants", manager.shut_down),
+            ("page service: connections", pages.stop),
+        ):
+            started = asyncio.get_running_loop().time()
+            await stage()
+            elapsed = asyncio.get_running_loop().time() - started
+            log = self._log.warning if elapsed > _STAGE_WARN_SECONDS else self._log.info
+            log("completed", stage=name, seconds=round(elapsed, 3))
+
+    def _install_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop_requested, number)
+        loop.add_signal_handler(signal.SIGQUIT, self._stop_immediately)
+
+    def _stop_requested(self, number: signal.Signals) -> None:
+        if self._stop.is_set():
+            self._log.info("Already shutting down")
+            return
+        self._log.info("Got signal. Terminating gracefully in fast shutdown mode", signal=number.name)
+        self._stop.set()
+
+    def _stop_immediately(self) -> None:
+        self._log.info("Got signal SIGQUIT. Terminating in immediate shutdown mode.")
+        os._exit(EXIT_IMMEDIATE)
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its own signal handling: the order of the shutdown is ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

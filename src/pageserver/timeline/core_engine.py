@@ -1,0 +1,79 @@
+"""The compiled engine behind the protocols of `engine.py`: one for the process, with its caches and redo templates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pageserver import _core
+from pageserver.config import ServerSettings
+from pageserver.ids import TenantShardId
+from pageserver.postgres.redo_scratch import RedoScratch
+from pageserver.timeline.engine import RedoPool, StoreParameters, TimelineStore
+
+_PAGE_SIZE = 8192
+_BLOCK_CACHE_BYTES = 64 << 20
+"""Index blocks of layer files. Fixed: Neon has no setting for what it does not have."""
+
+
+class CoreEngine:
+    """Makes stores and redo pools. `close` after all of them were shut down."""
+
+    def __init__(self, settings: ServerSettings, log: Any) -> None:
+        self._timeout_seconds = settings.wal_redo_timeout.seconds
+        self._log = log
+        self._caches = _core.Caches(
+            block_cache_bytes=_BLOCK_CACHE_BYTES, page_cache_bytes=settings.page_cache_size * _PAGE_SIZE
+        )
+        self._scratch = RedoScratch(pg_installations=settings.pg_installations, pg_distrib_dir=settings.pg_distrib_dir)
+        self._redo_metrics = _core.RedoMetrics()
+
+    def open_store(self, parameters: StoreParameters) -> TimelineStore:
+        return _core.TimelineStore(
+            directory=str(parameters.directory),
+            tenant_id=bytes(parameters.shard.tenant_id),
+            timeline_id=bytes(parameters.timeline_id),
+            shard=(parameters.identity.number, parameters.identity.count, parameters.identity.stripe_size),
+            pg_version=parameters.pg_version,
+            flavour=parameters.traits.flavour,
+            hint_bits_logged=parameters.traits.hint_bits_logged,
+            data_checksums=parameters.traits.data_checksums,
+            last_record_lsn=int(parameters.last_record_lsn),
+            prev_record_lsn=int(parameters.prev_record_lsn),
+            disk_consistent_lsn=int(parameters.disk_consistent_lsn),
+            gc_cutoff_lsn=int(parameters.gc_cutoff_lsn),
+            next_open_layer_at=int(parameters.next_open_layer_at),
+            ancestor=_as_core(parameters.ancestor),
+            ancestor_lsn=int(parameters.ancestor_lsn),
+            redo=_as_core_redo(parameters.redo),
+            caches=self._caches,
+        )
+
+    def open_redo(self, shard: TenantShardId) -> RedoPool:
+        """Return the tenant's pool. The process, and the installation it needs, are looked for at the first request."""
+        log = self._log.bind(tenant=str(shard))
+
+        def note(event: str, fields: Mapping[str, Any]) -> None:
+            log.info(f"wal redo process {event}", **fields)
+
+        return _core.RedoPool(
+            tenant=str(shard),
+            timeout_seconds=self._timeout_seconds,
+            command=self._scratch.command,
+            log=note,
+            metrics=self._redo_metrics,
+        )
+
+    def close(self) -> None:
+        """Remove the redo templates."""
+        self._scratch.close()
+
+
+def _as_core(store: TimelineStore | None) -> _core.TimelineStore | None:
+    assert store is None or isinstance(store, _core.TimelineStore), "ancestors are opened by the same engine"
+    return store
+
+
+def _as_core_redo(redo: RedoPool | None) -> _core.RedoPool | None:
+    assert redo is None or isinstance(redo, _core.RedoPool), "pools are opened by the same engine"
+    return redo

@@ -1,0 +1,101 @@
+"""The layers that Neon wrote, opened by our engine, give Neon's answers: every page, every size, every moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import structlog
+
+from pageserver import _core
+from pageserver.config import ServerSettings
+from pageserver.errors import NotFoundError, PageServerError
+from pageserver.keyspace.key import DEFAULT_TABLESPACE, Key, RelTag, SlruKind
+from pageserver.keyspace.time_search import Future, NoData, Past, Present, find_lsn_for_timestamp, to_postgres_time
+from pageserver.lsn import Lsn
+from pageserver.mgmt.timeline_routes import parse_timestamp
+from pageserver.timeline import Timeline
+from pageserver.timeline.core_engine import CoreEngine
+from tests.unit.tenant.test_lifecycle import attach
+from tests.unit.tenant.test_neon_bucket import TIMELINE, VECTOR, unpack
+from tests.unit.world import World
+
+_SLRU_KINDS = {
+    "clog": SlruKind.CLOG,
+    "multixact_offsets": SlruKind.MULTIXACT_OFFSETS,
+    "multixact_members": SlruKind.MULTIXACT_MEMBERS,
+}
+_TIME_KINDS = {Present: "present", Past: "past", Future: "future", NoData: "nodata"}
+
+
+def questions(name: str) -> Iterator[dict[str, Any]]:
+    with (VECTOR / name).open() as file:
+        for line in file:
+            yield json.loads(line)
+
+
+async def open_bucket(directory: Path) -> tuple[World, Timeline]:
+    (directory / "work").mkdir()
+    engine = CoreEngine(ServerSettings(), structlog.get_logger())
+    world = await World.start(directory / "work", bucket=unpack(directory / "bucket"), engine=engine)
+    tenant = await attach(world)
+    return world, tenant.get_timeline(TIMELINE)
+
+
+async def test_all_pages_are_neons_byte_for_byte(tmp_path: Path) -> None:
+    world, timeline = await open_bucket(tmp_path)
+    different = []
+    for number, page in enumerate(questions("pages.jsonl")):
+        key = Key.relation_block(RelTag.parse(page["rel"]).with_fork(page["fork"]), page["block"])
+        content = timeline.store.get(bytes(key), int(Lsn.parse(page["lsn"])))
+        if hashlib.sha256(content).hexdigest() != page["sha256"]:
+            different.append((number, page))
+    assert not different
+    await world.manager.shut_down()
+
+
+async def test_all_metadata_are_neons(tmp_path: Path) -> None:
+    """An `error` in the vector stands for any error."""
+    world, timeline = await open_bucket(tmp_path)
+    for question in questions("metadata.jsonl"):
+        if "error" in question:
+            with pytest.raises(PageServerError):
+                answer(timeline, question)
+        else:
+            given = answer(timeline, question)
+            assert given == {key: question[key] for key in given}, question
+    await world.manager.shut_down()
+
+
+def answer(timeline: Timeline, question: dict[str, Any]) -> dict[str, Any]:
+    if question["ask"] == "lsn_by_timestamp":
+        found = find_lsn_for_timestamp(
+            timeline.store,
+            to_postgres_time(parse_timestamp(question["timestamp"])),
+            min_lsn=timeline.gc_cutoff_lsn,
+            last_record_lsn=timeline.last_record_lsn,
+        )
+        return {"lsn": str(found.lsn), "kind": _TIME_KINDS[type(found)]}
+    snapshot = timeline.snapshot(Lsn.parse(question["lsn"]))
+    match question["ask"]:
+        case "exists":
+            return {"exists": snapshot.relation_exists(RelTag.parse(question["rel"]).with_fork(question["fork"]))}
+        case "nblocks":
+            rel = RelTag.parse(question["rel"])
+            store = cast(_core.TimelineStore, timeline.store)
+            size = store.rel_size(rel.spcnode, rel.dbnode, rel.relnode, question["fork"], snapshot.lsn)
+            if size is None:
+                raise NotFoundError(f"relation {rel} does not exist")
+            return {"blocks": size}
+        case "dbsize":
+            snapshot.relmap(DEFAULT_TABLESPACE, question["db"])
+            return {"bytes": snapshot.database_size(DEFAULT_TABLESPACE, question["db"])}
+        case "slru":
+            pages = timeline.store.slru_segment(_SLRU_KINDS[question["slru"]], question["segment"], snapshot.lsn)
+            return {"blocks": len(pages) // 8192, "sha256": hashlib.sha256(pages).hexdigest()}
+        case other:
+            raise AssertionError(f"unknown question {other}")
