@@ -28,4 +28,6 @@ mod _core {
     use crate::store::{layer_entries, layer_summary, layer_value, Caches, LayerInfo, OpenLayerInfo, TimelineStore};
     #[pymodule_export]
     use crate::verify::{compare_blocks, read_blocks_each};
+    #[pymodule_export]
+    use crate::wal::{decode_wal, DecodedWal};
 }
