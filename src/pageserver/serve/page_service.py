@@ -134,4 +134,5 @@ def _numeric(address: str) -> str:
     """Return `host:port` with the host's address in place of its name. Raises OSError."""
     host, _, port = address.rpartition(":")
     family, _, _, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-    return f"[{target[0]}]:{target[1]}" if family == socket.AF_INET6 else f"{target[0]}:{target[1]}"
+    numeric = str(target[0])
+    return f"[{numeric}]:{port}" if family == socket.AF_INET6 else f"{numeric}:{port}"
