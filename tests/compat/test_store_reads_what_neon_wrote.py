@@ -1,6 +1,6 @@
 """The storage engine over the layer files of Neon's page server: every recorded answer must come out of ours.
 
-Data: `../shared/vectors/neon-pg16` (see its README): 5,000 pages and the sizes, existences and SLRU segments that Neon's
+Data: `../shared/vectors/neon-pg16` (see its README): 5,000 pages and the sizes, existences and SLRU segments that its
 page server gave at random LSNs of one history.
 """
 

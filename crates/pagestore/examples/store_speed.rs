@@ -28,6 +28,25 @@ impl Random {
     }
 }
 
+/// Time on the wall, and on the CPU of this thread: the latter is hardly disturbed by other work on the machine.
+struct Clock(Instant, f64);
+
+impl Clock {
+    fn cpu() -> f64 {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        text.split_whitespace().next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1e9
+    }
+
+    fn start() -> Clock {
+        Clock(Instant::now(), Clock::cpu())
+    }
+
+    /// Seconds on the wall and on the CPU.
+    fn stop(&self) -> (f64, f64) {
+        (self.0.elapsed().as_secs_f64(), Clock::cpu() - self.1)
+    }
+}
+
 fn peak_rss_mb() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|l| l.starts_with("VmHWM"));
@@ -71,14 +90,14 @@ fn main() -> Result<(), AnyError> {
         }
         let keys = Key::MIN..Key::MAX;
         let plan = ImageLayerPlan { keys, lsn, generation: None, compression };
-        let started = Instant::now();
+        let started = Clock::start();
         let pieces =
             (0..PAGES).map(|n| Piece::Bytes { key: Key::rel_block(REL, n), value: &pages[n as usize % pages.len()] });
         store.write_image_layer(&plan, pieces)?;
-        let write = started.elapsed().as_secs_f64();
+        let (write, _) = started.stop();
         for batch in [1usize, 32] {
             let reads = 100_000 / batch;
-            let started = Instant::now();
+            let started = Clock::start();
             for _ in 0..reads {
                 let keys: Vec<_> =
                     (0..batch).map(|_| (Key::rel_block(REL, random.below(u64::from(PAGES)) as u32), lsn)).collect();
@@ -86,9 +105,12 @@ fn main() -> Result<(), AnyError> {
                     assert_eq!(page?.len(), BLCKSZ);
                 }
             }
-            let micros = started.elapsed().as_secs_f64() * 1e6 / (reads * batch) as f64;
+            let (wall, cpu) = started.stop();
+            let pages = (reads * batch) as f64;
             println!(
-                "{{\"what\":\"image\",\"compression\":\"{compression}\",\"batch\":{batch},\"micros_per_page\":{micros:.2},\"layer_write_mb_per_s\":{:.0}}}",
+                "{{\"what\":\"image\",\"compression\":\"{compression}\",\"batch\":{batch},\"micros_per_page\":{:.2},\"cpu_micros_per_page\":{:.2},\"layer_write_mb_per_s\":{:.0}}}",
+                wall * 1e6 / pages,
+                cpu * 1e6 / pages,
                 f64::from(PAGES) * BLCKSZ as f64 / 1e6 / write
             );
         }
@@ -100,7 +122,7 @@ fn main() -> Result<(), AnyError> {
     encode_postgres(&mut encoded, false, &[7; 100]);
     let first = 0x20;
     let mut lsn = first;
-    let started = Instant::now();
+    let started = Clock::start();
     for _ in 0..values / 100 {
         batch.clear();
         let mut lsns = Vec::with_capacity(100);
@@ -112,20 +134,20 @@ fn main() -> Result<(), AnyError> {
         }
         store.commit(&batch, &lsns)?;
     }
-    let seconds = started.elapsed().as_secs_f64();
+    let (seconds, cpu) = started.stop();
     let mb = values as f64 * encoded.len() as f64 / 1e6;
-    let nanos = seconds * 1e9 / values as f64;
+    let (nanos, cpu_nanos) = (seconds * 1e9 / values as f64, cpu * 1e9 / values as f64);
     println!(
-        "{{\"what\":\"append\",\"nanos_per_value\":{nanos:.0},\"mb_per_s\":{:.0},\"peak_rss_mb\":{}}}",
+        "{{\"what\":\"append\",\"nanos_per_value\":{nanos:.0},\"cpu_nanos_per_value\":{cpu_nanos:.0},\"mb_per_s\":{:.0},\"peak_rss_mb\":{}}}",
         mb / seconds,
         peak_rss_mb()
     );
     store.freeze()?;
-    let started = Instant::now();
+    let started = Clock::start();
     let written = store.flush_oldest(None)?.ok_or("nothing was frozen")?;
-    let seconds = started.elapsed().as_secs_f64();
+    let (seconds, cpu) = started.stop();
     println!(
-        "{{\"what\":\"flush\",\"mb_per_s\":{:.0},\"seconds\":{seconds:.2},\"file_mb\":{},\"peak_rss_mb\":{}}}",
+        "{{\"what\":\"flush\",\"mb_per_s\":{:.0},\"seconds\":{seconds:.2},\"cpu_seconds\":{cpu:.2},\"file_mb\":{},\"peak_rss_mb\":{}}}",
         mb / seconds,
         written.size / 1_000_000,
         peak_rss_mb()
@@ -145,10 +167,14 @@ fn main() -> Result<(), AnyError> {
     store.freeze()?;
     store.flush_oldest(None)?;
     for what in ["first read of 30000 records", "second read"] {
-        let started = Instant::now();
+        let started = Clock::start();
         let page = store.get_page(key, Lsn(lsn))?;
-        let micros = started.elapsed().as_secs_f64() * 1e6;
-        println!("{{\"what\":\"{what}\",\"micros\":{micros:.1},\"replayed\":{}}}", page.replayed);
+        let (wall, cpu) = started.stop();
+        let (micros, cpu_micros) = (wall * 1e6, cpu * 1e6);
+        println!(
+            "{{\"what\":\"{what}\",\"micros\":{micros:.1},\"cpu_micros\":{cpu_micros:.1},\"replayed\":{}}}",
+            page.replayed
+        );
     }
     Ok(())
 }

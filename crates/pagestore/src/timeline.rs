@@ -301,7 +301,7 @@ impl TimelineStore {
     pub fn commit(&self, batch: &WriteBatch, record_lsns: &[Lsn]) -> Result<(), StoreError> {
         let mut writer = self.writer();
         writer.put_batch(batch)?;
-        record_lsns.iter().try_for_each(|lsn| writer.advance(*lsn))
+        writer.advance_through(record_lsns)
     }
 
     /// Appends values to the open layer. They are for nobody's eyes before `advance`; prefer `commit`.
@@ -438,19 +438,29 @@ impl Writer<'_> {
     }
 
     pub fn advance(&mut self, lsn: Lsn) -> Result<(), StoreError> {
+        self.advance_through(&[lsn])
+    }
+
+    /// Passes the ends of records in order. One that is reached already is no step, one below it an error.
+    pub fn advance_through(&mut self, record_lsns: &[Lsn]) -> Result<(), StoreError> {
         let store = self.store;
-        {
+        let last = {
             let mut lsns = lock(&store.record_lsns);
-            match lsn.cmp(&lsns.last) {
-                std::cmp::Ordering::Less => {
-                    return Err(StoreError::Invalid(format!("record at {lsn} after record at {}", lsns.last)))
+            let mut new = *lsns;
+            for lsn in record_lsns {
+                match lsn.cmp(&new.last) {
+                    std::cmp::Ordering::Less => {
+                        return Err(StoreError::Invalid(format!("record at {lsn} after record at {}", new.last)))
+                    }
+                    std::cmp::Ordering::Equal => {}
+                    std::cmp::Ordering::Greater => new = RecordLsns { last: *lsn, prev: new.last },
                 }
-                std::cmp::Ordering::Equal => return Ok(()),
-                std::cmp::Ordering::Greater => *lsns = RecordLsns { last: lsn, prev: lsns.last },
             }
-        }
-        store.last.store(lsn.0, Ordering::SeqCst);
-        if lsn.0 >= store.lowest_waited.load(Ordering::SeqCst) {
+            *lsns = new;
+            new.last
+        };
+        store.last.store(last.0, Ordering::SeqCst);
+        if last.0 >= store.lowest_waited.load(Ordering::SeqCst) {
             store.wake_waiters();
         }
         Ok(())
