@@ -1,0 +1,79 @@
+"""The history in files that both sides know: ingested by our server it gives Neon's pages, also after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+import zstandard
+
+from pageserver.keyspace.key import Key, RelTag
+from tests.page_server import PageServerProcess
+
+VECTOR = Path(__file__).parents[3] / "shared" / "vectors" / "neon-pg16"
+TENANT = "aa" * 16
+TIMELINE = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa01"
+PATH = f"/v1/tenant/{TENANT}/timeline/{TIMELINE}"
+
+
+@pytest.fixture
+def imported(server_dir: Path) -> Iterator[PageServerProcess]:
+    """A server that took `source.tar.zst`: base backup and WAL."""
+    with (VECTOR / "source.tar.zst").open("rb") as file:
+        stream = zstandard.ZstdDecompressor().stream_reader(file)
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            archive.extractall(server_dir, filter="data")
+    with PageServerProcess(server_dir / "pageserver") as server:
+        server.pagectl("tenant", "create", TENANT)
+        base = "import_basebackup?base_lsn=0/2000028&end_lsn=0/2000100&pg_version=16&flavour=stock"
+        wal = "import_wal?start_lsn=0/2000028&end_lsn=0/4CF6E00"
+        with httpx.Client(base_url=server.url, timeout=300) as client:
+            for route, name in ((base, "base.tar"), (wal, "wal.tar")):
+                response = client.put(f"{PATH}/{route}", content=next(server_dir.rglob(name)).read_bytes())
+                assert (response.status_code, response.content) == (200, b"null"), response.text
+        yield server
+
+
+def test_all_pages_are_neons_and_stay_so_after_a_kill(imported: PageServerProcess) -> None:
+    info = imported.api("GET", PATH)
+    assert (info["last_record_lsn"], info["prev_record_lsn"]) == ("0/4CF6E00", "0/4CF6D88")
+    assert (info["disk_consistent_lsn"], info["min_readable_lsn"]) == ("0/4CF6E00", "0/2000100")
+    assert different_pages(imported, every=1) == []
+    imported.kill()
+    imported.start()
+    assert imported.api("GET", PATH)["last_record_lsn"] == "0/4CF6E00"
+    assert different_pages(imported, every=20) == []
+
+
+def test_backups_come_over_the_page_service(imported: PageServerProcess) -> None:
+    sizes = {}
+    with psycopg.connect(host="127.0.0.1", port=imported.pg_port, user="x", dbname="x", autocommit=True) as connection:
+        for command in ("basebackup", "fullbackup"):
+            with connection.cursor().copy(f"{command} {TENANT} {TIMELINE}".encode()) as copy:
+                content = b"".join(bytes(piece) for piece in copy)
+            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+                names = archive.getnames()
+            sizes[command] = len(names)
+            assert {"PG_VERSION", "global/pg_control", "neon.signal"} <= set(names)
+    assert sizes["basebackup"] < sizes["fullbackup"]
+
+
+def different_pages(server: PageServerProcess, *, every: int) -> list[str]:
+    """Ask for pages of the vector, one in `every`, and return those that are not Neon's."""
+    found = []
+    with (VECTOR / "pages.jsonl").open() as file, httpx.Client(base_url=server.url, timeout=60) as client:
+        for line in list(file)[::every]:
+            page = json.loads(line)
+            key = Key.relation_block(RelTag.parse(page["rel"]).with_fork(page["fork"]), page["block"])
+            accept = {"accept": "application/octet-stream"}
+            response = client.get(f"{PATH}/getpage?key={key}&lsn={page['lsn']}", headers=accept)
+            if response.is_error or hashlib.sha256(response.content).hexdigest() != page["sha256"]:
+                found.append(f"{line.strip()}: {response.text if response.is_error else 'other bytes'}")
+    return found
