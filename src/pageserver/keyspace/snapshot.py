@@ -152,8 +152,9 @@ class Snapshot:
     def relation_size(self, rel: RelTag, *, allow_missing: bool = False) -> int | None:
         """Return the blocks of a fork by the rules of keyspace.md 5.4.
 
-        A missing free space or visibility map has 0 blocks, another missing fork "none" if that is allowed.
-        Raises: MissingKeyError (missing and not allowed).
+        A missing free space or visibility map has 0 blocks, another missing fork "none" if that is allowed. If it is
+        not, a dropped relation answers with its last size, which its key still has.
+        Raises: MissingKeyError (never existed, and not allowed).
         """
         if self.relation_exists(rel):
             return self.relation_sizes(rel.spcnode, rel.dbnode)[rel]
@@ -161,7 +162,7 @@ class Snapshot:
             return None
         if rel.forknum in (FSM_FORK, VM_FORK):
             return 0
-        raise MissingKeyError(key=Key.relation_size(rel), lsn=self.lsn, detail=f"relation {rel} does not exist")
+        return decode_size(self._get(Key.relation_size(rel)))
 
     def relmap(self, spcnode: int, dbnode: int) -> bytes:
         """Return the bytes of a database's ``pg_filenode.map``."""

@@ -10,7 +10,6 @@ goes on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,16 +19,10 @@ from pageserver.keyspace.snapshot import RelationDirectoryState
 from pageserver.lsn import Lsn
 from pageserver.wal.keyspace_writer import KeyspaceWriter, Modification
 from pageserver.wal.records import checkpoints, databases, files, relations, slrus, transactions
+from pageserver.wal.source_document import Flavour
 
 if TYPE_CHECKING:
     from pageserver import _core
-
-
-class Flavour(Enum):
-    """Whose WAL a timeline takes; fixed at its creation."""
-
-    NEON = "neon"
-    STOCK = "stock"
 
 
 class RareRecord(Protocol):
