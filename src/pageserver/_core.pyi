@@ -610,7 +610,10 @@ class TimelineStore:
     def open_layer(self) -> OpenLayerInfo | None: ...
     def frozen_layers(self) -> int: ...
     def freeze(self) -> int | None:
-        """End the open layer behind the last record; return its exclusive end, None if nothing is open."""
+        """End the open layer behind the last record; return its exclusive end, None if nothing is open.
+
+        While a rare record is being applied it waits, 10 s at most. Raises: LsnTimeoutError.
+        """
 
     def flush_oldest(self, generation: int | None) -> LayerInfo | None:
         """Write the oldest frozen layer to an L0 file, put that in its place, advance ``disk_consistent_lsn``.

@@ -49,6 +49,10 @@ pub struct TimelineConfig {
     pub caches: Arc<Caches>,
 }
 
+/// How long a freeze waits for the end of a record that is being written, and how often it looks.
+const COMMIT_WAIT: Duration = Duration::from_secs(10);
+const COMMIT_POLL: Duration = Duration::from_millis(2);
+
 #[derive(Clone, Copy)]
 struct RecordLsns {
     last: Lsn,
@@ -328,9 +332,17 @@ impl TimelineStore {
         Ok(())
     }
 
-    /// Ends the open layer behind the last record. Returns its exclusive end; none if nothing is open.
+    /// Ends the open layer behind the last record. Returns its exclusive end; none if nothing is open. While the values
+    /// of a record are half written, which lasts as long as one rare record, it waits; in vain, it is a time-out.
     pub fn freeze(&self) -> Result<Option<Lsn>, StoreError> {
-        self.writer().freeze()
+        let deadline = Instant::now() + COMMIT_WAIT;
+        loop {
+            match self.writer().freeze() {
+                Err(StoreError::LsnTimeout { .. }) if Instant::now() < deadline && !self.is_stopped() => {}
+                result => return result,
+            }
+            std::thread::sleep(COMMIT_POLL);
+        }
     }
 
     // Layers
@@ -466,15 +478,14 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Like the store's, without waiting: values above the last record are a time-out, since a layer that ended among
+    /// the values of one record would leave no place for the rest of them.
     pub fn freeze(&mut self) -> Result<Option<Lsn>, StoreError> {
         let last = self.store.last_record_lsn();
         let end = self.store.change_map(|map| {
             let Some(open) = &map.open else { return Ok((map.clone(), None)) };
             if open.max_lsn() > last {
-                return Err(StoreError::Invalid(format!(
-                    "freeze in the middle of a commit: a value at {}, last record at {last}",
-                    open.max_lsn()
-                )));
+                return Err(StoreError::LsnTimeout { lsn: open.max_lsn(), last_record_lsn: last });
             }
             let end = Lsn(last.0 + 1);
             open.freeze(end)?;

@@ -35,9 +35,12 @@ fn layers_follow_one_another_without_a_gap() {
     store.commit(&batch(0x48), &[Lsn(0x48)]).unwrap();
     assert_eq!(store.open_layer().unwrap().lsn_start, Lsn(0x19));
     store.put_batch(&batch(0x50)).unwrap();
-    assert!(store.freeze().is_err(), "a commit is half done");
-    store.advance(Lsn(0x50)).unwrap();
-    store.freeze().unwrap();
+    assert!(store.writer().freeze().is_err(), "a commit is half done");
+    std::thread::scope(|scope| {
+        let freeze = scope.spawn(|| store.freeze());
+        store.advance(Lsn(0x50)).unwrap();
+        assert_eq!(freeze.join().unwrap(), Ok(Some(Lsn(0x51))));
+    });
     assert_eq!(store.frozen_layers(), 2);
 }
 
