@@ -79,7 +79,12 @@ def import_timeline(
     )
     pieces = pieces_of(directory, control=control, pg_version=pg_version)
     written = write_layers(
-        cast("ImageLayerWriter", store), plan_layers(pieces), lsn=start, generation=1, compression="disabled", on_bytes=lambda _done: None
+        cast("ImageLayerWriter", store),
+        plan_layers(pieces),
+        lsn=start,
+        generation=1,
+        compression="disabled",
+        on_bytes=lambda _done: None,
     )
     for layer in written:
         assert isinstance(layer, _core.LayerInfo)

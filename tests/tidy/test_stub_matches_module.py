@@ -11,7 +11,15 @@ def test_the_stub_matches_the_compiled_module() -> None:
     """Goal: callers can trust the stub. Method: mypy's stubtest; exceptions are listed with reasons in the allowlist."""
     allowlist = Path(__file__).with_name("stubtest_allowlist.txt")
     result = subprocess.run(
-        [sys.executable, "-m", "mypy.stubtest", "pageserver._core", "--allowlist", str(allowlist), "--ignore-unused-allowlist"],
+        [
+            sys.executable,
+            "-m",
+            "mypy.stubtest",
+            "pageserver._core",
+            "--allowlist",
+            str(allowlist),
+            "--ignore-unused-allowlist",
+        ],
         cwd=ROOT,
         env={"MYPYPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
