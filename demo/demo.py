@@ -39,13 +39,14 @@ CLIENTS = 4
 MOMENTS = 3
 PAUSE_SECONDS = 4
 BLCKSZ = 8192
+PAGES = 500
 
 console = Console()
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What PostgreSQL itself said at one LSN: the sum over all accounts, and the pages of one table as they were."""
+    """What PostgreSQL itself said at one LSN: the sum over all accounts, and the pages of a table as they were."""
 
     lsn: str
     total: int
@@ -121,7 +122,7 @@ def watch_under_load(postgres: PostgresServer) -> list[Moment]:
 
 
 def note_moment(postgres: PostgresServer) -> Moment:
-    """Hold all writers for an instant, and copy the LSN, a sum, and the pages of pgbench_tellers from the file."""
+    """Hold all writers for an instant, and copy the LSN, a sum, and the first pages of pgbench_accounts from its file."""
     with postgres.connect(autocommit=False) as session:
         session.execute("lock table pgbench_accounts, pgbench_tellers, pgbench_branches, pgbench_history in share mode")
         with postgres.connect() as other:
@@ -129,10 +130,10 @@ def note_moment(postgres: PostgresServer) -> Moment:
         query = """
             select pg_current_wal_insert_lsn()::text, (select sum(abalance) from pgbench_accounts)::text,
                    (select oid from pg_database where datname = current_database())::text,
-                   pg_relation_filenode('pgbench_tellers')::text,
-                   pg_read_binary_file(pg_relation_filepath('pgbench_tellers'))
+                   pg_relation_filenode('pgbench_accounts')::text,
+                   pg_read_binary_file(pg_relation_filepath('pgbench_accounts'), 0, %s)
         """
-        (row,) = session.execute(query).fetchall()
+        (row,) = session.execute(query, (PAGES * BLCKSZ,)).fetchall()
         lsn, total, database, node = map(str, row[:4])
         pages = row[4]
         assert isinstance(pages, bytes)

@@ -52,6 +52,9 @@ class FakeTimeline:
     rolls: int = 0
     wal: dict[int, bytes] = field(default_factory=dict)
 
+    async def freeze_and_flush(self) -> None:
+        """Nothing of this timeline is ever durable but what a test says."""
+
     async def roll(self) -> None:
         self.rolls += 1
 

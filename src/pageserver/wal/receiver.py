@@ -4,7 +4,8 @@
        ▲                                    │
        └──── reporter: every 10 s, on request, and whenever more became durable
 
-The three run side by side, so a long ingest step never delays a reply. What ends a connection decides what follows:
+The three run side by side, so a long ingest step never delays a reply. A primary that stops waits until all its WAL is
+flushed here; it is recognised by its impatience, and what is open is then made durable at once. What ends a connection decides what follows:
 an `UnavailableError` and bad WAL are tried again after a growing pause, counted from the start of the attempt, that is
 forgotten once WAL was processed; a `SourceRefusedError` stops this timeline's source for good and is shown with it.
 
@@ -47,6 +48,10 @@ QUEUE_BYTES_MAX: Final = 16 * 1024 * 1024
 """WAL received and not yet ingested; beyond that the socket fills, and the primary waits."""
 REPORT_SECONDS_MAX: Final = 10.0
 DURABLE_CHECK_SECONDS: Final = 0.5
+IMPATIENT_REQUESTS: Final = 3
+"""So many status requests in a row, each within a second of the one before and without new WAL, come from a server that
+stops: it asks again right after each answer, until everything is flushed here."""
+IMPATIENT_SECONDS_MAX: Final = 1.0
 RETRY_SECONDS_MIN: Final = 0.1
 RETRY_SECONDS_MAX: Final = 15.0
 RETRY_GROWTH: Final = 1.5
@@ -64,6 +69,7 @@ class FollowedTimeline(Protocol):
     @property
     def durable_lsn(self) -> Lsn: ...
     async def roll(self) -> None: ...
+    async def freeze_and_flush(self) -> None: ...
 
 
 class ReceiverPhase(Enum):
@@ -409,18 +415,41 @@ class _Session:
     async def _report_loop(self, stream: WalStream) -> None:
         """Report at once when asked, when more became durable, and at least every 10 seconds."""
         timeline = self._receiver.timeline
+        impatience = _Impatience()
         reported: Lsn | None = None
         reported_at = 0.0
-        while True:
-            now = self._receiver.clock.monotonic_seconds()
-            durable = timeline.durable_lsn
-            if self._report.is_set() or durable != reported or now - reported_at >= REPORT_SECONDS_MAX:
-                self._report.clear()
-                await stream.send_status(write=stream.received_lsn, flush=durable, apply=timeline.last_record_lsn)
-                reported, reported_at = durable, now
-            with suppress(TimeoutError):
-                async with asyncio.timeout(DURABLE_CHECK_SECONDS):
-                    await self._report.wait()
+        async with asyncio.TaskGroup() as group:
+            flush: asyncio.Task[None] | None = None
+            while True:
+                now = self._receiver.clock.monotonic_seconds()
+                durable = timeline.durable_lsn
+                asked = self._report.is_set()
+                if asked or durable != reported or now - reported_at >= REPORT_SECONDS_MAX:
+                    self._report.clear()
+                    await stream.send_status(write=stream.received_lsn, flush=durable, apply=timeline.last_record_lsn)
+                    reported, reported_at = durable, now
+                is_stopping = asked and impatience.grows(now, stream.received_lsn)
+                if is_stopping and durable < timeline.last_record_lsn and (flush is None or flush.done()):
+                    flush = group.create_task(timeline.freeze_and_flush(), name="flush for a stopping primary")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(DURABLE_CHECK_SECONDS):
+                        await self._report.wait()
+
+
+class _Impatience:
+    """Tells a server that stops from one that asks for a sign of life now and then."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last_at = 0.0
+        self._received = INVALID_LSN
+
+    def grows(self, now: float, received: Lsn) -> bool:
+        """Note a request for a status; return whether the server is waiting for us to flush."""
+        again = received == self._received and now - self._last_at <= IMPATIENT_SECONDS_MAX
+        self._count = self._count + 1 if again else 1
+        self._last_at, self._received = now, received
+        return self._count >= IMPATIENT_REQUESTS
 
 
 def _first(errors: BaseExceptionGroup[PageServerError]) -> PageServerError:
