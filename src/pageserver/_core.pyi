@@ -283,8 +283,8 @@ class WalIngest:
     from ``last_record_lsn``.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         store: TimelineStore,
         *,
         start_lsn: int,
@@ -293,7 +293,7 @@ class WalIngest:
         check_prev: bool,
         tolerant_until: int,
         checkpoint_distance: int,
-    ) -> None:
+    ) -> WalIngest:
         """Expect the byte at ``start_lsn``, ``Lsn.normalised()`` of the store's last record, first.
 
         ``system_identifier`` and ``check_prev`` are the extra checks for stock primaries (wal.md 1.4). Below
