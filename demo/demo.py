@@ -122,7 +122,9 @@ def watch_under_load(postgres: PostgresServer) -> list[Moment]:
 
 
 def note_moment(postgres: PostgresServer) -> Moment:
-    """Hold all writers for an instant, and copy the LSN, a sum, and the first pages of pgbench_accounts from its file."""
+    """Hold all writers for an instant, and copy the LSN, a sum, and the first pages of pgbench_accounts from
+    its file.
+    """
     with postgres.connect(autocommit=False) as session:
         session.execute("lock table pgbench_accounts, pgbench_tellers, pgbench_branches, pgbench_history in share mode")
         with postgres.connect() as other:

@@ -473,7 +473,7 @@ class RedoPool:
 class Caches:
     """Caches of the whole process: index blocks of layer files (8 KiB each) and reconstructed pages."""
 
-    def __init__(self, *, block_cache_bytes: int, page_cache_bytes: int) -> None: ...
+    def __new__(cls, *, block_cache_bytes: int, page_cache_bytes: int) -> Caches: ...
     def stats(self) -> dict[str, tuple[int, int, int, int]]:
         """Return hits, misses, entries and weight in bytes of ``blocks`` and ``pages``."""
 
@@ -521,8 +521,8 @@ class TimelineStore:
     UnavailableError (the disk fails or is full).
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         directory: str | PathLike[str],
         tenant_id: bytes,
@@ -541,7 +541,7 @@ class TimelineStore:
         ancestor_lsn: int,
         redo: RedoPool | None,
         caches: Caches,
-    ) -> None:
+    ) -> TimelineStore:
         """Open an empty store; ``add_layers`` tells it what is on disk.
 
         ``shard`` is number, count and stripe size in pages. ``flavour`` is ``neon`` or ``stock``. The first open layer

@@ -8,7 +8,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_stub_matches_the_compiled_module() -> None:
-    """Goal: callers can trust the stub. Method: mypy's stubtest; exceptions are listed with reasons in the allowlist."""
+    """Goal: callers can trust the stub. Method: mypy's stubtest; exceptions are listed with reasons in the
+    allowlist.
+    """
     allowlist = Path(__file__).with_name("stubtest_allowlist.txt")
     result = subprocess.run(
         [

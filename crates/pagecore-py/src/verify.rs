@@ -79,7 +79,7 @@ pub fn compare_blocks(
     first_block: u32,
     failed: BTreeMap<u32, String>,
 ) -> PyResult<Vec<Row>> {
-    if !ours.len().is_multiple_of(BLCKSZ) {
+    if ours.len() % BLCKSZ != 0 {
         return Err(PyValueError::new_err(format!("{} bytes are not whole pages", ours.len())));
     }
     Ok(py.detach(|| compare_all(ours, theirs, fork, first_block, &failed)))

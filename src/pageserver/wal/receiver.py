@@ -5,9 +5,10 @@
        └──── reporter: every 10 s, on request, and whenever more became durable
 
 The three run side by side, so a long ingest step never delays a reply. A primary that stops waits until all its WAL is
-flushed here; it is recognised by its impatience, and what is open is then made durable at once. What ends a connection decides what follows:
-an `UnavailableError` and bad WAL are tried again after a growing pause, counted from the start of the attempt, that is
-forgotten once WAL was processed; a `SourceRefusedError` stops this timeline's source for good and is shown with it.
+flushed here; it is recognised by its impatience, and what is open is then made durable at once. What ends a
+connection decides what follows: an `UnavailableError` and bad WAL are tried again after a growing pause, counted
+from the start of the attempt, that is forgotten once WAL was processed; a `SourceRefusedError` stops this timeline's
+source for good and is shown with it.
 
 Invariant: the flush position told to the primary is the timeline's durable LSN, never more, so its slot keeps all that
 a restart could ask for.
