@@ -35,7 +35,9 @@ def run(connect: Connect, scale: int = 1) -> None:
         gin_index,
         gin_page_deletion,
         gist_index,
+        gist_three_levels,
         spgist_index,
+        spgist_long_prefixes,
         brin_index,
         generic_records,
     ):
@@ -402,6 +404,32 @@ def gist_index(connection: Connection, connect: Connect, scale: int) -> None:
             "select count(*) from gi where p <@ box '(0,0),(1,1)'",
             "reset enable_seqscan; reset enable_bitmapscan",
             "insert into gi select i, point(random() / 2, random() / 2) from generate_series(1, 2000) i",
+        )
+
+
+def gist_three_levels(connection: Connection, connect: Connect, scale: int) -> None:
+    """Splits of inner pages that are not the root, which finish the split of a page below."""
+    _each(
+        connection,
+        # Four boxes in a tuple: about 60 tuples on a page.
+        "create table g3 (a box, b box, c box, d box) with (autovacuum_enabled = off)",
+        "create index g3_i on g3 using gist (a, b, c, d)",
+        f"insert into g3 select p, p, p, p from (select box(point(random(), random()), point(2, 2)) p"
+        f" from generate_series(1, {8000 * scale})) q",
+    )
+
+
+def spgist_long_prefixes(connection: Connection, connect: Connect, scale: int) -> None:
+    """SPLIT_TUPLE: values that part from a long common beginning at ever earlier places."""
+    _each(
+        connection,
+        "create table sl (t text) with (autovacuum_enabled = off); create index sl_t on sl using spgist (t)",
+        "insert into sl select repeat('abcdefghij', 200) || i from generate_series(1, 300) i",
+    )
+    for length in range(1950, 50, -25):
+        connection.execute(
+            b"insert into sl select substr(repeat('abcdefghij', 200), 1, %d) || 'X' || i from generate_series(1, 12) i"
+            % length
         )
 
 
