@@ -61,9 +61,13 @@ def restore(
     Raises: RestoreTargetError (choose another target), CorruptDataError (a stream ended early or holds what it must
     not).
     """
-    staging = _prepare(target.directory)
+    _check(target, tablespaces)
+    staging = target.directory.parent / f".{target.directory.name}.restore-{os.getpid()}"
     homes = _tablespace_homes(target, staging, tablespaces)
     try:
+        staging.mkdir(mode=0o700)
+        for home in homes.values():
+            home.staging.mkdir(parents=True, mode=0o700)
         for name in directories:
             _inside(staging, homes, name).mkdir(parents=True, exist_ok=True, mode=0o700)
         for tablespace in tablespaces:
@@ -111,7 +115,9 @@ class _Home:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _prepare(directory: Path) -> Path:
+def _check(target: Target, tablespaces: list[Tablespace]) -> None:
+    """Refuse a target before anything is made. Raises: RestoreTargetError."""
+    directory = target.directory
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise RestoreTargetError(
             f"{directory} exists and is not an empty directory", hint="name a directory that does not exist yet"
@@ -120,19 +126,18 @@ def _prepare(directory: Path) -> Path:
         raise RestoreTargetError(
             f"{directory.parent} is not a directory", hint="make the parent of the restored directory first"
         )
-    staging = directory.parent / f".{directory.name}.restore-{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(mode=0o700)
-    return staging
+    locations = {tablespace.location for tablespace in tablespaces}
+    for location, mapped in target.tablespace_mapping.items():
+        if location not in locations:
+            raise RestoreTargetError(
+                f"no tablespace has the location {location!r} at this lsn", hint=f"locations are {sorted(locations)}"
+            )
+        if mapped.exists() and (not mapped.is_dir() or any(mapped.iterdir())):
+            raise RestoreTargetError(f"tablespace location {mapped} is not an empty directory")
 
 
 def _tablespace_homes(target: Target, staging: Path, tablespaces: list[Tablespace]) -> dict[int, _Home]:
-    unknown = set(target.tablespace_mapping) - {tablespace.location for tablespace in tablespaces}
-    if unknown:
-        raise RestoreTargetError(
-            f"no tablespace has the location {sorted(unknown)[0]!r} at this lsn",
-            hint=f"locations are {sorted(t.location for t in tablespaces)}",
-        )
+    """Return where each tablespace goes: its mapping, else a place inside of the data directory."""
     homes = {}
     for tablespace in tablespaces:
         mapped = target.tablespace_mapping.get(tablespace.location)
@@ -140,11 +145,7 @@ def _tablespace_homes(target: Target, staging: Path, tablespaces: list[Tablespac
             inside = Path("tablespaces") / str(tablespace.oid)
             homes[tablespace.oid] = _Home(staging / inside, target.directory.absolute() / inside)
         else:
-            mapped.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if any(mapped.iterdir()):
-                raise RestoreTargetError(f"tablespace location {mapped} is not empty")
             homes[tablespace.oid] = _Home(mapped / f".restore-{os.getpid()}", mapped.absolute())
-        homes[tablespace.oid].staging.mkdir(parents=True, mode=0o700)
     return homes
 
 

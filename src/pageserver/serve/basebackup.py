@@ -17,7 +17,7 @@ from pageserver.keyspace.snapshot import Snapshot
 from pageserver.lsn import Lsn
 from pageserver.postgres.checkpoint import Checkpoint
 from pageserver.postgres.control_file import ControlFile
-from pageserver.postgres.relation_files import RELMAP_FILE
+from pageserver.postgres.relation_files import RELMAP_FILE, database_directory
 from pageserver.postgres.replication_origins import ORIGIN_CHECKPOINT_PATH, encode_origin_checkpoint
 from pageserver.postgres.versions import PostgresVersion
 from pageserver.postgres.wal_segment import basebackup_segment
@@ -141,13 +141,12 @@ def _databases(
 def _database_files(
     snapshot: Snapshot, spc: int, db: int, has_relmap: bool, version: PostgresVersion
 ) -> Iterator[SmallFile | str]:
+    folder = database_directory(spc, db, version)
     if spc == GLOBAL_TABLESPACE:
         yield SmallFile("PG_VERSION", version.neon_version_file)
-        folder = "global"
     else:
-        folder = f"base/{db}"
         yield folder
-        if has_relmap:
+        if has_relmap or spc != DEFAULT_TABLESPACE:
             yield SmallFile(f"{folder}/PG_VERSION", version.neon_version_file)
     if has_relmap:
         content = snapshot.relmap(spc, db)
