@@ -27,7 +27,7 @@ venv: $(VENV)/.installed
 build: venv ## compile the engine and install the commands .venv/bin/pageserver and .venv/bin/pagectl
 	@echo "== compiling the engine (Rust, optimised; the first time takes some minutes)"
 	@mkdir -p $(PAGESERVER_CACHE)
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
+	@PIP_QUIET=1 VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/maturin develop --release --quiet
 	@$(MAKE) --no-print-directory walredo
 
 .PHONY: walredo
