@@ -22,21 +22,10 @@ from pageserver.postgres.replication_origins import ORIGIN_CHECKPOINT_PATH, enco
 from pageserver.postgres.versions import PostgresVersion
 from pageserver.postgres.wal_segment import basebackup_segment
 from pageserver.serve import tar
-from pageserver.serve.data_directory import DataDirectory, Entry, Forks, SmallFile
+from pageserver.serve.data_directory import PG_HBA, DataDirectory, Entry, Forks, SmallFile
 
 SLOT_RESTART_LSN_AT = 96
 """Where a replication slot's state file holds restart_lsn (6.8)."""
-
-PG_HBA = b"""\
-# Who may connect. A compute appends its own lines.
-# TYPE  DATABASE        USER            ADDRESS                 METHOD
-local   all             all                                     trust
-host    all             all             127.0.0.1/32            trust
-host    all             all             ::1/128                 trust
-local   replication     all                                     trust
-host    replication     all             127.0.0.1/32            trust
-host    replication     all             ::1/128                 trust
-"""
 
 
 class BasebackupError(RequestError):

@@ -20,6 +20,17 @@ from pageserver.postgres.relation_files import RELMAP_FILE, database_directory, 
 from pageserver.postgres.two_phase import encode_twophase_file, twophase_file_name
 from pageserver.postgres.versions import PostgresVersion
 
+PG_HBA: Final = b"""\
+# Local connections only, each as whom it says it is; change this before others may come in.
+local   all             all                                     trust
+host    all             all             127.0.0.1/32            trust
+host    all             all             ::1/128                 trust
+local   replication     all                                     trust
+host    replication     all             127.0.0.1/32            trust
+host    replication     all             ::1/128                 trust
+"""
+"""What every data directory that leaves the server gets as pg_hba.conf (spec page-service.md 6.6)."""
+
 CHUNK_BLOCKS: Final = 128
 """Pages that are read at once: 1 MiB."""
 

@@ -23,19 +23,9 @@ from pageserver.postgres.timeline_history import HistoryEntry, branch_history, e
 from pageserver.postgres.versions import PostgresVersion
 from pageserver.postgres.wal_segment import restore_checkpoint, restore_segments
 from pageserver.serve import tar
-from pageserver.serve.data_directory import DataDirectory, Entry, Forks, SmallFile
+from pageserver.serve.data_directory import PG_HBA, DataDirectory, Entry, Forks, SmallFile
 
 REASON = "restored by pageserver"
-
-PG_HBA = b"""\
-# Local connections only, as the operating system knows the user; change this before others may come in.
-local   all             all                                     trust
-host    all             all             127.0.0.1/32            trust
-host    all             all             ::1/128                 trust
-local   replication     all                                     trust
-host    replication     all             127.0.0.1/32            trust
-host    replication     all             ::1/128                 trust
-"""
 
 
 class RestoreError(RequestError):
