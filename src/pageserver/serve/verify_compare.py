@@ -11,7 +11,11 @@ and two-phase files get exactly one verdict:
     extra         the directory has it, the timeline does not
     unsupported   the timeline could not make the page without a redo process that is not there
 
-Pages are compared by `_core.compare_blocks`; what is decided here is which files count.
+Pages are compared by `_core.compare_blocks`; what is decided here is which files count, and one difference that
+needs to know about files: CREATE DATABASE with STRATEGY wal_log logs each copied page as an image with a hole where a
+page of the usual layout is empty. The bits of a visibility map lie in that hole, so they are not in the WAL, and a
+standby does not have them either. Bits that only the directory has are masked, as "bits not copied", in relations
+that came with such a copy and nowhere else; a bit that only the timeline has is always a difference.
 """
 
 import re
@@ -37,6 +41,9 @@ VERDICTS: Final = ("equal", "masked", "different", "missing", "extra", "unsuppor
 
 _RELATION_FILE: Final = re.compile(r"(\d+)(?:_(vm|init|fsm))?(?:\.\d+)?", re.ASCII)
 _SLRU_FILE: Final = re.compile(r"[0-9A-F]{4,}", re.ASCII)
+_FIRST_NORMAL_OID: Final = 16384
+"""Below it are the oids that initdb gives (`access/transam.h`)."""
+_PAGE_HEADER_BYTES: Final = 24
 _SLRU_DIRECTORIES: Final = ("pg_xact", "pg_multixact/offsets", "pg_multixact/members")
 
 
@@ -170,7 +177,20 @@ class Comparison:
 
     def _compare(self, path: str, ours: bytes, theirs: bytes, *, fork: int, first: int, failed: dict[int, str]) -> None:
         for block, kind, verdict, reason, detail in _core.compare_blocks(ours, theirs, fork, first, failed):
+            if verdict == "different" and fork == VM_FORK and block not in failed:
+                cut = slice((block - first) * PAGE_SIZE + _PAGE_HEADER_BYTES, (block - first + 1) * PAGE_SIZE)
+                if _only_lacks_bits(ours[cut], theirs[cut]) and self._was_copied(path):
+                    verdict, reason, detail = "masked", "bits not copied", ""
             self._add(path, block, kind, verdict, reason=reason, detail=detail)
+
+    def _was_copied(self, path: str) -> bool:
+        """Return whether a file came with a copy of a database: initdb numbered it, or another database has it too."""
+        folder, name = path.rsplit("/", 1)
+        database = folder.rsplit("/", 1)[-1]
+        if not database.isdigit() or int(database) < _FIRST_NORMAL_OID:
+            return False
+        others = (other for other in self._database_folders() if other not in (folder, "global"))
+        return int(name.split("_")[0]) < _FIRST_NORMAL_OID or any((self._pgdata / o / name).exists() for o in others)
 
     def _read(self, path: str, offset: int, size: int) -> bytes:
         try:
@@ -244,6 +264,12 @@ class Comparison:
     def _add(self, path: str, block: int, kind: str, verdict: str, *, reason: str = "", detail: str = "") -> None:
         with self._lock:
             self._report.add(path, block, kind, verdict, reason=reason, detail=detail)
+
+
+def _only_lacks_bits(ours: bytes, theirs: bytes) -> bool:
+    """Return whether the timeline's part of a visibility map has no bit that the directory's does not have."""
+    a, b = int.from_bytes(ours, "little"), int.from_bytes(theirs, "little")
+    return len(ours) == len(theirs) and a & ~b == 0
 
 
 def _single_file_kind(path: str) -> str | None:
