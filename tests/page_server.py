@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -83,9 +83,12 @@ class PageServerProcess:
             response.raise_for_status()
             return response.json()
 
-    def pagectl(self, *arguments: str) -> Any:
-        """Run `pagectl --json` and return what it printed. Raises AssertionError with its message if it fails."""
-        return json.loads(_run("pagectl", "--url", self.url, "--json", *arguments))
+    def pagectl(self, *arguments: str, statuses: Collection[int] = (0,)) -> Any:
+        """Run `pagectl --json` and return what it printed.
+
+        Raises AssertionError with its message if it ends with another status than expected.
+        """
+        return json.loads(_run("pagectl", "--url", self.url, "--json", *arguments, statuses=statuses))
 
     def wait_for(self, condition: Callable[[], bool], timeout_seconds: float, what: str) -> None:
         """Wait until a condition holds. Raises AssertionError with the end of the log."""
@@ -113,7 +116,7 @@ def free_port() -> int:
         return port
 
 
-def _run(command: str, *arguments: str) -> str:
+def _run(command: str, *arguments: str, statuses: Collection[int] = (0,)) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"pageserver.cli.{command}", *arguments],
         capture_output=True,
@@ -122,7 +125,7 @@ def _run(command: str, *arguments: str) -> str:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, f"{command} {' '.join(arguments)}: {done.stdout}{done.stderr}"
+    assert done.returncode in statuses, f"{command} {' '.join(arguments)}: {done.stdout}{done.stderr}"
     return done.stdout
 
 

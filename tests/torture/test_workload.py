@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.postgres.server import PostgresServer, unprivileged_user
+from tests.postgres.server import PostgresServer
+from tests.torture.acceptance import empty_directory_for_server
 from tests.torture.workload import SERVER_SETTINGS, PgbenchLoad, TortureLoad, table_sums
-
-
-def empty_directory_for_server(path: Path) -> Path:
-    """Return a directory that the server may use as a tablespace."""
-    path.mkdir(mode=0o700)
-    user = unprivileged_user()
-    if user is not None:
-        os.chown(path, pwd.getpwnam(user).pw_uid, pwd.getpwnam(user).pw_gid)
-    return path
 
 
 @pytest.mark.parametrize("major", [15, 18])

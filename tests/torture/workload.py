@@ -284,7 +284,7 @@ class TortureLoad:
             before = _transaction_state(self._server)
             lsn = self._server.value("SELECT pg_current_wal_insert_lsn()")
             prepared = [str(gid) for (gid,) in self._server.sql("SELECT gid FROM pg_prepared_xacts ORDER BY gid")]
-            snapshots = [_Snapshot.open(self._server, database) for database in _databases(self._server)]
+            snapshots = [_Snapshot.open(self._server, database) for database in databases(self._server)]
             # The log may grow meanwhile, by pages that reading cleans up and by checkpoints, but not by a transaction.
             after = _transaction_state(self._server)
             if after != before or before[1] != len(prepared):
@@ -377,7 +377,7 @@ class TortureLoad:
 
 def table_sums(server: PostgresServer) -> TableSums:
     """Sum up every permanent table of every database of a server as it is now (of a restored one, say)."""
-    return _sum_up([_Snapshot.open(server, database) for database in _databases(server)])
+    return _sum_up([_Snapshot.open(server, database) for database in databases(server)])
 
 
 class _Snapshot:
@@ -435,7 +435,7 @@ def _sum_up(snapshots: list[_Snapshot]) -> TableSums:
             snapshot.close()
 
 
-def _databases(server: PostgresServer) -> list[str]:
+def databases(server: PostgresServer) -> list[str]:
     rows = server.sql("SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname")
     return [str(name) for (name,) in rows]
 
