@@ -5,6 +5,7 @@ commands.
 from __future__ import annotations
 
 import importlib
+import sys
 
 import click
 from rich.console import Console
@@ -13,6 +14,8 @@ from pageserver.cli.client import DEFAULT_URL, ApiClient, Session
 
 COMMAND_MODULES = ("status", "tenant", "timeline", "page", "layer", "wal", "restore", "verify")
 """Modules of `pageserver.cli`; each has `register(group)`, which adds its commands."""
+
+_PIPE_WIDTH = 240
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -23,7 +26,9 @@ def main(context: click.Context, url: str, as_json: bool) -> None:
     """Look at and steer a page server."""
     client = ApiClient(url)
     context.call_on_close(client.close)
-    context.obj = Session(client=client, as_json=as_json, console=Console())
+    # Into a pipe or a file, rows are not folded to the 80 columns of a terminal that is not there.
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+    context.obj = Session(client=client, as_json=as_json, console=console)
 
 
 for _name in COMMAND_MODULES:
