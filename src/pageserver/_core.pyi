@@ -562,6 +562,12 @@ class TimelineStore:
     def set_gc_cutoff(self, lsn: int) -> None:
         """Move the applied cutoff forward; the page service refuses reads below it."""
 
+    def hold_reads(self) -> None:
+        """Let the page service refuse all reads until ``release_reads``: a base copy is not consistent yet."""
+
+    def release_reads(self, cutoff: int) -> None:
+        """End ``hold_reads``: reads from ``cutoff`` on are legal."""
+
     def set_disk_consistent_lsn(self, lsn: int) -> None:
         """Move it forward, for what is durable without a flush (image layers of an import, a shard without data)."""
 

@@ -89,7 +89,7 @@ def all_pieces(root: Path, files: dict[str, bytes]) -> list[Piece]:
 
 
 def values(pieces: list[Piece]) -> dict[Key, bytes]:
-    return {Key(piece[1]): piece[2] for piece in pieces if piece[0] == "bytes"}
+    return {Key(piece[1]): piece[2] for piece in pieces if len(piece) == 3}
 
 
 def test_only_what_has_a_key_is_spooled(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_pieces_ascend_and_layers_hold_about_one_size(tmp_path: Path) -> None:
     layers = list(plan_layers(pieces, layer_size_bytes=2 * PAGE))
     assert all(layer.size_bytes <= 2 * PAGE or len(layer.pieces) == 1 for layer in layers)
     assert all(left.key_end <= right.key_start for left, right in pairwise(layers))
-    blocks = sum(piece[4] for layer in layers for piece in layer.pieces if piece[0] == "file")
-    assert blocks == sum(piece[4] for piece in pieces if piece[0] == "file")
+    blocks = sum(piece[4] for layer in layers for piece in layer.pieces if len(piece) == 5)
+    assert blocks == sum(piece[4] for piece in pieces if len(piece) == 5)
     assert layers[-1].key_start.is_sparse()
     assert not layers[-2].key_end.is_sparse()
 

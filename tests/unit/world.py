@@ -82,6 +82,12 @@ class FakeStore:
     def set_disk_consistent_lsn(self, lsn: int) -> None:
         self.disk_consistent_lsn = lsn
 
+    def hold_reads(self) -> None:
+        raise NotImplementedError
+
+    def release_reads(self, cutoff: int) -> None:
+        raise NotImplementedError
+
     def set_gc_cutoff(self, lsn: int) -> None:
         self.gc_cutoff = lsn
 
@@ -237,7 +243,9 @@ class FakeWayIn:
         await write_image(timeline, base_lsn)
         await slot.finish({"state": "ready", "flavour": flavour, "pg_version": pg_version})
 
-    async def import_wal(self, timeline: Timeline, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
+    async def import_wal(self, slot: SourceSlot, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
+        assert slot.timeline is not None
+        timeline = slot.timeline
         async for _ in body:
             continue
         store_of(timeline).ingest(end_lsn)

@@ -259,6 +259,14 @@ impl TimelineStore {
         (last.0, prev.0)
     }
 
+    fn hold_reads(&self) {
+        self.store.hold_reads();
+    }
+
+    fn release_reads(&self, cutoff: u64) {
+        self.store.release_reads(Lsn(cutoff));
+    }
+
     fn set_gc_cutoff(&self, lsn: u64) {
         self.store.set_gc_cutoff(Lsn(lsn));
     }

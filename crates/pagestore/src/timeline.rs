@@ -185,6 +185,16 @@ impl TimelineStore {
         Lsn(self.gc_cutoff.load(Ordering::Acquire))
     }
 
+    /// Refuses all reads until `release_reads`: a base copy is not consistent yet, and only WAL will tell from where.
+    pub fn hold_reads(&self) {
+        self.gc_cutoff.store(u64::MAX, Ordering::Release);
+    }
+
+    /// Ends `hold_reads`: reads from `cutoff` on are legal.
+    pub fn release_reads(&self, cutoff: Lsn) {
+        self.gc_cutoff.store(cutoff.0, Ordering::Release);
+    }
+
     pub fn set_gc_cutoff(&self, lsn: Lsn) {
         self.gc_cutoff.fetch_max(lsn.0, Ordering::AcqRel);
     }

@@ -292,7 +292,8 @@ class Tenant:
         if timeline_id in self._sources:
             raise ConflictError(f"timeline {timeline_id} follows a primary; wal cannot be imported from files as well")
         before = timeline.document
-        await self._resources.way_in.import_wal(timeline, body, start_lsn=start_lsn, end_lsn=end_lsn)
+        slot = self._slot(timeline_id, timeline.document, timeline)
+        await self._resources.way_in.import_wal(slot, body, start_lsn=start_lsn, end_lsn=end_lsn)
         if timeline.document is not None and timeline.document is not before:
             await write_source_document(
                 self._resources.storage, self.shard, timeline_id, self.generation, timeline.document

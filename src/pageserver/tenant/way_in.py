@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from pageserver.lsn import Lsn
 from pageserver.remote.source_document import Flavour, SourceDocument
 from pageserver.tenant.source_slot import SourceSlot
-from pageserver.timeline import SourceStatus, Timeline
+from pageserver.timeline import SourceStatus
 
 
 class WalSource(Protocol):
@@ -72,6 +72,8 @@ class WayIn(Protocol):
         """
         ...
 
-    async def import_wal(self, timeline: Timeline, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
-        """Ingest a tar of WAL segments (tenants.md 10.2), freeze and flush. Raises RequestError, CorruptDataError."""
+    async def import_wal(self, slot: SourceSlot, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
+        """Ingest a tar of WAL segments into the slot's timeline (tenants.md 10.2), freeze and flush. Raises
+        RequestError, CorruptDataError.
+        """
         ...

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 from pageserver.keyspace.aux_files import aux_file_key, encode_aux_files, tablespace_path
 from pageserver.keyspace.directories import (
@@ -32,8 +32,10 @@ from pageserver.wal.data_directory import DatabaseFiles, DataDirectory
 LAYER_SIZE_BYTES: Final = 128 * 1024 * 1024
 """Pages in one image layer, before compression; what image creation of compaction aims at as well."""
 
-ValuePiece = tuple[Literal["bytes"], bytes, bytes]
-FilePiece = tuple[Literal["file"], bytes, str, int, int]
+ValuePiece = tuple[str, bytes, bytes]
+"""`bytes`, key, value."""
+FilePiece = tuple[str, bytes, str, int, int]
+"""`file`, first key, path, offset, number of blocks."""
 Piece = ValuePiece | FilePiece
 
 
@@ -172,7 +174,7 @@ def _value(key: Key, value: bytes) -> ValuePiece:
 def _split_files(pieces: Iterable[Piece], *, max_bytes: int) -> Iterator[Piece]:
     blocks_max = max(1, max_bytes // PAGE_SIZE)
     for piece in pieces:
-        if piece[0] == "bytes":
+        if len(piece) == 3:
             yield piece
             continue
         _, key, path, offset, blocks = piece
@@ -183,9 +185,9 @@ def _split_files(pieces: Iterable[Piece], *, max_bytes: int) -> Iterator[Piece]:
 
 def _layer(pieces: list[Piece], size: int) -> PlannedLayer:
     last = pieces[-1]
-    end = Key(last[1]).add(1 if last[0] == "bytes" else last[4])
+    end = Key(last[1]).add(1 if len(last) == 3 else last[4])
     return PlannedLayer(Key(pieces[0][1]), end, pieces, size)
 
 
 def _length(piece: Piece) -> int:
-    return len(piece[2]) if piece[0] == "bytes" else piece[4] * PAGE_SIZE
+    return len(piece[2]) if len(piece) == 3 else piece[4] * PAGE_SIZE

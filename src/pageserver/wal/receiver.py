@@ -34,7 +34,6 @@ from pageserver.wal.primary import PrimaryConnection
 from pageserver.wal.source_document import StoredSource
 from pageserver.wal.source_errors import (
     MajorVersionError,
-    SlotInUseError,
     SlotMissingError,
     SourceRefusedError,
     SourceUnavailableError,
@@ -363,7 +362,7 @@ class _Session:
                 group.create_task(self._read_loop(stream), name="read from primary")
                 await self._ingest_loop(self._applier)
                 reporter.cancel()
-        except* PageServerError as errors:
+        except* (PageServerError, OSError) as errors:
             raise _first(errors) from None
         self._position = stream.received_lsn
         try:
@@ -453,14 +452,18 @@ class _Impatience:
         return self._count >= IMPATIENT_REQUESTS
 
 
-def _first(errors: BaseExceptionGroup[PageServerError]) -> PageServerError:
+def _first(errors: BaseExceptionGroup[PageServerError | OSError]) -> PageServerError | OSError:
     """Return the error that says most: a refusal before an interruption, which often follows from it."""
-    flat: list[PageServerError] = []
+    flat: list[PageServerError | OSError] = []
     pending: list[BaseException] = [errors]
     while pending:
         error = pending.pop(0)
         if isinstance(error, BaseExceptionGroup):
             pending.extend(error.exceptions)
-        elif isinstance(error, PageServerError):
+        elif isinstance(error, PageServerError | OSError):
             flat.append(error)
-    return min(flat, key=lambda error: (isinstance(error, UnavailableError), not isinstance(error, SlotInUseError)))
+    return min(flat, key=_passes_by_itself)
+
+
+def _passes_by_itself(error: PageServerError | OSError) -> bool:
+    return isinstance(error, UnavailableError | OSError)

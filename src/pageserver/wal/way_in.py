@@ -15,7 +15,7 @@ from typing import Any, Final
 from pageserver.clock import Clock
 from pageserver.errors import ConflictError, PreconditionFailedError, RequestError, UnavailableError
 from pageserver.keyspace.key import Key
-from pageserver.lsn import MAX_LSN, Lsn
+from pageserver.lsn import Lsn
 from pageserver.postgres.control_file import ClusterState, ControlFile
 from pageserver.remote.source_document import Flavour as FlavourName
 from pageserver.remote.source_document import SourceDocument
@@ -99,11 +99,17 @@ class PostgresWayIn:
 
     def open_source(self, slot: SourceSlot) -> WalSource | None:
         """Return the source of a timeline that follows a primary, none for any other. Raises: SourceDocumentError."""
-        if slot.document is None or not slot.document.body.get("connection"):
+        if slot.document is None or "version" not in slot.document.body:
+            return None
+        source = parse_source(slot.document.body)
+        if source.connection is None:
+            if source.backup_end_lsn is None and source.backup_start_lsn is not None and slot.timeline is not None:
+                # Only the WAL that is still to be imported tells from where this copy may be read (stock.md 1.7).
+                slot.timeline.store.hold_reads()
             return None
         return PrimarySource(
             slot,
-            parse_source(slot.document.body),
+            source,
             application_name=self._application_name,
             compression=self._compression,
             spool_directory=self._spool_of(slot),
@@ -178,12 +184,14 @@ class PostgresWayIn:
         finally:
             await run_blocking(lambda: shutil.rmtree(spool_directory, ignore_errors=True))
 
-    async def import_wal(self, timeline: Timeline, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
+    async def import_wal(self, slot: SourceSlot, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
         """Ingest a tar of WAL segments, then make it durable.
 
         Raises: PreconditionFailedError (does not continue the timeline), WalImportError, CorruptDataError.
         Cancellation: safe; what was ingested stays.
         """
+        timeline = slot.timeline
+        assert timeline is not None, "WAL is imported into a timeline that is open"
         source = StoredSource(Flavour.NEON, pg_version=timeline.pg_version)
         if timeline.document is not None:
             source = parse_source(timeline.document.body)
@@ -197,9 +205,8 @@ class PostgresWayIn:
         is_stock = source.flavour is Flavour.STOCK
         store = timeline.store
         consistent_from = source.backup_end_lsn if is_stock else last
-        cutoff = timeline.gc_cutoff_lsn
         if consistent_from is None:
-            store.set_gc_cutoff(MAX_LSN)
+            store.hold_reads()
         loop = asyncio.get_running_loop()
         applier = await run_blocking(
             lambda: new_applier(
@@ -220,29 +227,18 @@ class PostgresWayIn:
             if passed_over:
                 self._log.info("WAL archive has members that are not needed", names=passed_over[:10])
 
-        try:
-            await read_in_thread(body, ingest)
-        finally:
-            if consistent_from is None and applier.consistent_from is None:
-                # Reads stay refused as the index says; a further archive may bring the end of the backup.
-                store.set_gc_cutoff(max(cutoff, timeline.last_record_lsn + 8))
-        if consistent_from is None:
-            await self._note_consistent(timeline, source, applier, cutoff)
+        await read_in_thread(body, ingest)
         await timeline.freeze_and_flush()
+        if consistent_from is None and applier.consistent_from is not None:
+            await self._note_consistent(slot, timeline, source, applier.consistent_from)
 
-    async def _note_consistent(
-        self, timeline: Timeline, source: StoredSource, applier: WalApplier, cutoff: Lsn
-    ) -> None:
-        """The end of the backup went by: reads are legal from there (spec stock.md 1.7)."""
-        end = applier.consistent_from
-        if end is None:
-            raise RequestError(
-                f"the WAL does not reach the end of the backup that began at {source.backup_start_lsn}",
-                hint="import more WAL: reads are refused until then",
-            )
-        timeline.store.set_gc_cutoff(max(cutoff, end))
-        await timeline.advance_gc_cutoff(max(cutoff, end))
-        timeline.document = SourceDocument(source_body(replace(source, backup_end_lsn=end)))
+    async def _note_consistent(self, slot: SourceSlot, timeline: Timeline, source: StoredSource, end: Lsn) -> None:
+        """The end of the backup went by: reads are legal from there, or from where the import said if that is later."""
+        cutoff = max(timeline.gc_cutoff_lsn, end)
+        await timeline.advance_gc_cutoff(cutoff)
+        await slot.save_document(source_body(replace(source, backup_end_lsn=end)))
+        timeline.store.release_reads(cutoff)
+        self._log.info("base copy is consistent", timeline=str(timeline.timeline_id), lsn=str(end))
 
     def _spool_of(self, slot: SourceSlot) -> Path:
         return self._spool_root / f"{slot.tenant_shard_id}-{slot.timeline_id}"
