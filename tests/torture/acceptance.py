@@ -30,7 +30,8 @@ from tests.postgres.server import PostgresServer, unprivileged_user
 from tests.torture.restored import check_restored
 from tests.torture.workload import SERVER_SETTINGS, Moment, PgbenchLoad, TortureLoad
 
-IMPORT_KILLS: Final = 2
+KILLED_PHASES: Final = ("copying", "writing layers")
+"""Where the import is killed, once in each."""
 _IMPORT_TIMEOUT_SECONDS: Final = 180.0
 _FOLLOW_TIMEOUT_SECONDS: Final = 180.0
 _FIRST_EVENT_SECONDS: Final = 1.0
@@ -174,13 +175,25 @@ class AcceptanceRun:
         created = self._server.pagectl("timeline", "create", "--no-wait", "--primary", self._primary.conninfo())
         self._timeline = str(created["timeline_id"])
         self._timeline_path = f"/v1/tenant/{tenant['id']}/timeline/{self._timeline}"
-        for _ in range(IMPORT_KILLS if self._it.kills else 0):
-            time.sleep(self._rng.uniform(0.05, 0.8))
-            progress = self._detail().get("import")
+        for phase in KILLED_PHASES if self._it.kills else ():
+            self._summary.import_kills.append(self._wait_for_phase(phase))
             self._kill_and_start()
-            self._summary.import_kills.append(str(progress and progress["phase"]))
         self._server.wait_for(self._is_readable, _IMPORT_TIMEOUT_SECONDS, "a readable timeline")
         load.check()
+
+    def _wait_for_phase(self, phase: str) -> str:
+        """Wait until the import is somewhere in a phase, or over if it was too quick; return where it is."""
+        deadline = time.monotonic() + _IMPORT_TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
+            found = self._detail()
+            progress = found.get("import") if found else None
+            if progress and progress["phase"] == phase:
+                time.sleep(self._rng.uniform(0.0, 0.3))
+                return phase
+            if found and not progress:
+                return "over"
+            time.sleep(0.02)
+        raise AssertionError(f"the import did not come to {phase!r}\n{self._server.log_end()}")
 
     def _moments_and_kills(self, load: TortureLoad) -> list[Moment]:
         moments: list[Moment] = []

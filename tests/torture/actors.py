@@ -422,6 +422,8 @@ class PreparedActor(Actor):
         if len(self.open) >= self.open_max or (self.open and self.rng.random() < 0.4):
             name = self.open.pop(self.rng.randrange(len(self.open)))
             self.execute(f"{self.rng.choice(('COMMIT', 'ROLLBACK'))} PREPARED '{name}'")
+            if self.rng.random() < 0.8:
+                self.execute(f"DROP TABLE IF EXISTS {self.table}_{name.rsplit('_', 1)[1]}")
             return
         self._next += 1
         name = f"open_{self.number}_{self._next}"
@@ -474,8 +476,9 @@ class DatabaseActor(Actor):
 
     def step(self) -> None:
         if len(self.databases) >= self.kept_max:
-            name = self.databases.pop(0)
-            self.execute(f"DROP DATABASE {name}")
+            # Refused while a moment's sums are computed in it; then it is tried again later.
+            self.execute(f"DROP DATABASE {self.databases[0]}")
+            self.databases.pop(0)
             return
         self._next += 1
         name = f"database_{self.number}_{self._next}"

@@ -69,7 +69,7 @@ def check_restored(server: PostgresServer, moment: Moment, *, checksums: bool, m
         prepared = _prepared(server)
         if prepared != moment.open_prepared:
             raise RestoreDiffersError(f"open are {prepared}, were {moment.open_prepared}")
-        checked = _amcheck(server)
+        checked = _amcheck(server, "--all")
         answers = _check_index_answers(server)
         for name in prepared:
             server.sql(f"COMMIT PREPARED '{name}'")
@@ -80,7 +80,7 @@ def check_restored(server: PostgresServer, moment: Moment, *, checksums: bool, m
         _require_equal(before, table_sums(server), "recovered from a crash")
         answers += _check_index_answers(server)
         # Nothing is prepared any more, so nobody holds the locks that a check of parents has to wait for.
-        _amcheck(server, "--parent-check", "--rootdescend")
+        _amcheck(server, "--database", "postgres", "--parent-check", "--rootdescend")
         server.stop("fast")
         if checksums:
             server.program("pg_checksums", "--check", "-D", str(server.data_dir))
@@ -118,12 +118,11 @@ def _prepared(server: PostgresServer) -> list[str]:
     return [str(gid) for (gid,) in server.sql("SELECT gid FROM pg_prepared_xacts ORDER BY gid")]
 
 
-def _amcheck(server: PostgresServer, *more: str) -> int:
-    """Run pg_amcheck over all databases; return how many relations it had to look at. Raises: RestoreDiffersError."""
-    options = ("--all", "--heapallindexed", "--install-missing", "--no-strict-names")
-    done = server.program("pg_amcheck", *options, *more, check=False)
+def _amcheck(server: PostgresServer, *options: str) -> int:
+    """Run pg_amcheck; return how many relations all databases have for it. Raises: RestoreDiffersError."""
+    done = server.program("pg_amcheck", "--heapallindexed", "--install-missing", "--jobs", "2", *options, check=False)
     if done.returncode != 0:
-        raise RestoreDiffersError(f"pg_amcheck {' '.join(more)}: {done.stdout[-2000:]}{done.stderr[-1000:]}")
+        raise RestoreDiffersError(f"pg_amcheck {' '.join(options)}: {done.stdout[-2000:]}{done.stderr[-1000:]}")
     query = "SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'm', 't', 'S') OR (relkind = 'i' AND relam = 403)"
     return sum(int(server.value(query, dbname=database)) for database in databases(server))
 

@@ -86,6 +86,7 @@ async def write_timeline(
             raise StoppedError("the import was stopped")
         report(ImportProgress("writing layers", min(done, total), total))
 
+    on_bytes(0)  # a small cluster is one layer: without this its writing would never be shown
     control = ControlFile(directory.control_file)
     pieces = pieces_of(directory, control=control, pg_version=timeline.pg_version)
     store = cast("ImageLayerWriter", timeline.store)
