@@ -50,10 +50,24 @@ class RestoredFigures:
     index_answers: int
     checksums_checked: bool
     tablespaces_mapped: bool
-    seconds: float
+    seconds: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class StepClock:
+    """How long each step took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def note(self, step: str) -> None:
+        """Say that a step is over and the next one begins."""
+        now = time.monotonic()
+        self.seconds[step] = round(now - self._last, 1)
+        self._last = now
 
 
 def check_restored(server: PostgresServer, moment: Moment, *, checksums: bool, mapped: bool) -> RestoredFigures:
@@ -61,29 +75,38 @@ def check_restored(server: PostgresServer, moment: Moment, *, checksums: bool, m
 
     Raises: RestoreDiffersError, ServerError with the end of its log if it does not start.
     """
-    began = time.monotonic()
+    clock = StepClock()
     expected = moment.checksums()
     server.start()
+    clock.note("start")
     try:
         _require_equal(expected, table_sums(server), "restored")
+        clock.note("sums")
         prepared = _prepared(server)
         if prepared != moment.open_prepared:
             raise RestoreDiffersError(f"open are {prepared}, were {moment.open_prepared}")
         checked = _amcheck(server, "--all")
+        clock.note("amcheck")
         answers = _check_index_answers(server)
+        clock.note("index answers")
         for name in prepared:
             server.sql(f"COMMIT PREPARED '{name}'")
         _write(server)
         before = table_sums(server)
+        clock.note("writes")
         server.crash()
         server.start()
+        clock.note("recovery")
         _require_equal(before, table_sums(server), "recovered from a crash")
         answers += _check_index_answers(server)
+        clock.note("sums and answers again")
         # Nothing is prepared any more, so nobody holds the locks that a check of parents has to wait for.
         _amcheck(server, "--database", "postgres", "--parent-check", "--rootdescend")
+        clock.note("strict amcheck")
         server.stop("fast")
         if checksums:
             server.program("pg_checksums", "--check", "-D", str(server.data_dir))
+        clock.note("stop and page checksums")
     finally:
         if server.is_running():
             server.stop("immediate")
@@ -98,7 +121,7 @@ def check_restored(server: PostgresServer, moment: Moment, *, checksums: bool, m
         index_answers=answers,
         checksums_checked=checksums,
         tablespaces_mapped=mapped,
-        seconds=round(time.monotonic() - began, 1),
+        seconds=clock.seconds,
     )
 
 

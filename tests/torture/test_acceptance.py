@@ -14,7 +14,7 @@ import pytest
 from tests.postgres.provision import Installation
 from tests.torture.acceptance import Combination, run
 
-FULL = Combination(16, checksums=True, full_page_writes=True, moments=10, restores=3, kills=10, seed=16)
+FULL = Combination(16, checksums=True, moments=10, restores=3, kills=10, seed=16, pause_seconds=0.01)
 LIGHT: Any = {"scale": 1, "seconds": 8, "pause_seconds": 0.03}
 SHORT = (
     Combination(14, checksums=True, full_page_writes=False, moments=1, kills=2, seed=14, **LIGHT),
