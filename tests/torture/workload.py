@@ -57,7 +57,7 @@ SERVER_SETTINGS: Final = {
     "autovacuum": "off",
     "bgwriter_lru_maxpages": "100",
     "checkpoint_timeout": "30s",
-    "max_wal_size": "64MB",
+    "max_wal_size": "256MB",
 }
 """What a server under this load needs. Autovacuum writes when nobody asked it to; the actors vacuum instead."""
 _GATE_LOCK: Final = 7_203_115
