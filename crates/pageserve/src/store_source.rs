@@ -50,6 +50,6 @@ impl PageSource for TimelineStore {
     }
 
     fn get_pages(&self, keys: &[(Key, Lsn)], pages: &mut Vec<Result<Bytes, ReadError>>) {
-        pages.extend(self.get_vectored(keys).into_iter().map(|page| page.map_err(ReadError::from)));
+        self.serve_pages(keys, |page| pages.push(page.map_err(ReadError::from)));
     }
 }

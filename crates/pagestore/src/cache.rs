@@ -1,10 +1,13 @@
-//! Bounded caches with little locking: many small maps, each with a second-chance eviction (CLOCK).
+//! Bounded caches with little locking: many small maps, each with a second-chance eviction (CLOCK). An entry that was
+//! expensive to make gets more than one chance.
 
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use smallvec::SmallVec;
 
 /// Locks a mutex; our critical sections keep their data whole even if a panic ends one, so poison is ignored.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -76,8 +79,13 @@ struct Slot<K, V> {
     key: K,
     value: V,
     weight: usize,
-    used: AtomicBool,
+    /// How often the hand passes before the entry goes; a use brings them back.
+    lives: AtomicU8,
+    full_lives: u8,
 }
+
+/// An entry, its lives, and what was seen of its value.
+type Seen<'a, K, V, T> = (&'a Slot<K, V>, u8, T);
 
 struct Shard<K, V> {
     places: HashMap<K, usize, QuickHash>,
@@ -85,6 +93,8 @@ struct Shard<K, V> {
     free: Vec<usize>,
     hand: usize,
     weight: usize,
+    hits: AtomicU64,
+    misses: AtomicU64,
 }
 
 impl<K: Hash + Eq + Clone, V> Shard<K, V> {
@@ -95,13 +105,15 @@ impl<K: Hash + Eq + Clone, V> Shard<K, V> {
         Some(slot)
     }
 
-    /// Takes out the next entry that was not used since the hand passed it last.
+    /// Takes out the next entry whose lives are used up.
     fn evict_one(&mut self) -> Option<Slot<K, V>> {
-        for _ in 0..2 * self.slots.len() {
+        for _ in 0..(usize::from(u8::MAX) + 1) * self.slots.len() {
             let place = self.hand;
             self.hand = (self.hand + 1) % self.slots.len();
             let Some(slot) = &self.slots[place] else { continue };
-            if slot.used.swap(false, Ordering::Relaxed) {
+            let lives = slot.lives.load(Ordering::Relaxed);
+            if lives > 0 {
+                slot.lives.store(lives - 1, Ordering::Relaxed);
                 continue;
             }
             let slot = self.remove_slot(place)?;
@@ -116,8 +128,6 @@ impl<K: Hash + Eq + Clone, V> Shard<K, V> {
 pub struct Cache<K, V> {
     shards: Vec<RwLock<Shard<K, V>>>,
     shard_capacity: usize,
-    hits: AtomicU64,
-    misses: AtomicU64,
 }
 
 const SHARDS: usize = 16;
@@ -133,41 +143,82 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
                 free: Vec::new(),
                 hand: 0,
                 weight: 0,
+                hits: AtomicU64::new(0),
+                misses: AtomicU64::new(0),
             })
         };
-        Cache {
-            shards: (0..count).map(shard).collect(),
-            shard_capacity: capacity / count,
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
-        }
+        Cache { shards: (0..count).map(shard).collect(), shard_capacity: capacity / count }
+    }
+
+    fn shard_of(&self, key: &K) -> usize {
+        (QuickHash.hash_one(key) >> 40) as usize % self.shards.len()
     }
 
     fn shard(&self, key: &K) -> &RwLock<Shard<K, V>> {
-        let hash = QuickHash.hash_one(key);
-        &self.shards[(hash >> 40) as usize % self.shards.len()]
+        &self.shards[self.shard_of(key)]
     }
 
     pub fn get(&self, key: &K) -> Option<V> {
+        self.get_with(key, V::clone)
+    }
+
+    /// What `take` makes of the value, which stays where it is.
+    pub fn get_with<T>(&self, key: &K, take: impl FnOnce(&V) -> T) -> Option<T> {
         let shard = read(self.shard(key));
         let slot = shard.places.get(key).and_then(|place| shard.slots[*place].as_ref());
         match slot {
             Some(slot) => {
-                if !slot.used.load(Ordering::Relaxed) {
-                    slot.used.store(true, Ordering::Relaxed);
+                if slot.lives.load(Ordering::Relaxed) < slot.full_lives {
+                    slot.lives.store(slot.full_lives, Ordering::Relaxed);
                 }
-                self.hits.fetch_add(1, Ordering::Relaxed);
-                Some(slot.value.clone())
+                shard.hits.fetch_add(1, Ordering::Relaxed);
+                Some(take(&slot.value))
             }
             None => {
-                self.misses.fetch_add(1, Ordering::Relaxed);
+                shard.misses.fetch_add(1, Ordering::Relaxed);
                 None
             }
         }
     }
 
+    /// Like `get_with` for many keys, with results in order. `look` is called for all entries before `take` for the
+    /// first: without atomic operations between them the waits for memory overlap, which is most of what a lookup in
+    /// a large cache costs.
+    pub fn get_many<T, U>(
+        &self,
+        keys: &[K],
+        mut look: impl FnMut(usize, &V) -> T,
+        mut take: impl FnMut(&V, T) -> U,
+        mut each: impl FnMut(Option<U>),
+    ) {
+        let wanted = keys.iter().fold(0u32, |wanted, key| wanted | 1 << self.shard_of(key));
+        // In ascending order: a writer holds one lock only and readers wait in one direction, so nobody waits in a circle.
+        let guards: [Option<RwLockReadGuard<'_, Shard<K, V>>>; SHARDS] =
+            std::array::from_fn(|i| (wanted >> i & 1 == 1).then(|| read(&self.shards[i])));
+        let slot = |(i, key)| {
+            let shard = guards[self.shard_of(key)].as_ref()?;
+            let slot = shard.places.get(key).and_then(|place| shard.slots[*place].as_ref())?;
+            Some((slot, slot.lives.load(Ordering::Relaxed), look(i, &slot.value)))
+        };
+        let found: SmallVec<[Option<Seen<'_, K, V, T>>; 32]> = keys.iter().enumerate().map(slot).collect();
+        let hits = found.iter().flatten().count();
+        if let Some(shard) = guards.iter().flatten().next() {
+            shard.hits.fetch_add(hits as u64, Ordering::Relaxed);
+            shard.misses.fetch_add((keys.len() - hits) as u64, Ordering::Relaxed);
+        }
+        for entry in found {
+            each(entry.map(|(slot, lives, seen)| {
+                if lives < slot.full_lives {
+                    slot.lives.store(slot.full_lives, Ordering::Relaxed);
+                }
+                take(&slot.value, seen)
+            }));
+        }
+    }
+
     /// Inserts or replaces, if `replace` agrees with the entry that is there. Values too large for the cache are left.
-    pub fn insert_if(&self, key: K, value: V, weight: usize, replace: impl FnOnce(&V) -> bool) {
+    /// The entry survives `lives` rounds of the hand before it was used once.
+    pub fn insert_if(&self, key: K, value: V, weight: usize, lives: u8, replace: impl FnOnce(&V) -> bool) {
         if weight > self.shard_capacity {
             return;
         }
@@ -186,7 +237,8 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
                 None => break,
             }
         }
-        let slot = Some(Slot { key: key.clone(), value, weight, used: AtomicBool::new(false) });
+        let full_lives = lives.max(1);
+        let slot = Some(Slot { key: key.clone(), value, weight, lives: AtomicU8::new(lives), full_lives });
         let place = match shard.free.pop() {
             Some(place) => {
                 shard.slots[place] = slot;
@@ -204,7 +256,7 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
     }
 
     pub fn insert(&self, key: K, value: V, weight: usize) {
-        self.insert_if(key, value, weight, |_| true);
+        self.insert_if(key, value, weight, 0, |_| true);
     }
 
     pub fn remove(&self, key: &K) -> Option<V> {
@@ -219,14 +271,11 @@ impl<K: Hash + Eq + Clone, V: Clone> Cache<K, V> {
     }
 
     pub fn stats(&self) -> CacheStats {
-        let mut stats = CacheStats {
-            hits: self.hits.load(Ordering::Relaxed),
-            misses: self.misses.load(Ordering::Relaxed),
-            entries: 0,
-            weight: 0,
-        };
+        let mut stats = CacheStats::default();
         for shard in &self.shards {
             let shard = read(shard);
+            stats.hits += shard.hits.load(Ordering::Relaxed);
+            stats.misses += shard.misses.load(Ordering::Relaxed);
             stats.entries += shard.places.len();
             stats.weight += shard.weight;
         }
@@ -259,10 +308,32 @@ mod tests {
         assert!(cache.stats().weight <= 32);
         cache.insert(5000, 1, 33);
         assert_eq!(cache.get(&5000), None);
-        cache.insert_if(7, 8, 1, |old| *old > 7);
+        let mut found = Vec::new();
+        cache.get_many(
+            &[7, 5000, 999],
+            |i, value| (i, *value),
+            |value, (i, seen)| (i, *value == seen),
+            |f| found.push(f),
+        );
+        assert_eq!(found, [Some((0, true)), None, Some((2, true))]);
+        cache.insert_if(7, 8, 1, 0, |old| *old > 7);
         assert_eq!(cache.get(&7), Some(7));
         assert_eq!(cache.remove(&7), Some(7));
         assert_eq!(cache.get(&7), None);
+    }
+
+    #[test]
+    fn what_was_expensive_outlives_a_flood_of_cheap_entries() {
+        let cache: Cache<u64, u64> = Cache::new(32);
+        cache.insert_if(1_000_000, 1, 1, 3, |_| true);
+        for n in 0..3 * 31 {
+            cache.insert(n, n, 1);
+        }
+        assert_eq!(cache.get(&1_000_000), Some(1));
+        for n in 0..10 * 32 {
+            cache.insert(n, n, 1);
+        }
+        assert_eq!(cache.get(&1_000_000), None);
     }
 
     #[test]

@@ -17,13 +17,14 @@ use bytes::Bytes;
 use pagecore::redo::Context;
 use pagecore::value::Value;
 use pagecore::{Key, Lsn};
+use smallvec::SmallVec;
 
 use crate::error::StoreError;
 use crate::inmemory::Found;
 use crate::io::plan_reads;
 use crate::layer_file::Extent;
 use crate::layer_map::{Layer, LayerMap};
-use crate::page_cache::REPLAYED_RECORDS_MIN;
+use crate::page_cache::{KnownPage, REPLAYED_RECORDS_MIN};
 use crate::reconstruct::{reconstruct, starts_from_zeros, Collected, Page};
 use crate::timeline::TimelineStore;
 
@@ -50,8 +51,8 @@ struct Search {
     top: Lsn,
     /// Exclusive: what is at or above is collected already.
     below: Lsn,
-    /// A page reconstructed by an earlier read.
-    base: Option<(Lsn, Bytes)>,
+    /// A page that an earlier read left; nothing is looked for up to where it is known to be the newest.
+    base: Option<KnownPage>,
     /// Newest first.
     parts: Vec<Part>,
     state: State,
@@ -72,8 +73,17 @@ impl Search {
 
     /// The lowest LSN still of interest in a step that starts at `floor`.
     fn floor(&self, floor: Lsn) -> Lsn {
-        self.base.as_ref().map_or(floor, |(lsn, _)| floor.max(Lsn(lsn.0 + 1)))
+        self.base.as_ref().map_or(floor, |base| floor.max(base.open_from()))
     }
+}
+
+/// Which pages stay in the page cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// Those that took many records: for readers that pass over everything once.
+    Costly,
+    /// All: what a client asked for it may ask for again.
+    All,
 }
 
 /// A step of the fringe: everything with the same layer and LSNs is read at once.
@@ -90,17 +100,17 @@ impl Plan {
     /// Places a search at its next step, or ends it.
     fn place(&mut self, i: usize, map: &LayerMap, fringe: &mut BTreeMap<FringeKey, (Layer, Vec<usize>)>) {
         let search = &mut self.searches[i];
-        let base_lsn = search.base.as_ref().map(|(lsn, _)| *lsn);
+        let open_from = search.base.as_ref().map(KnownPage::open_from);
         let Some(step) = map.search(&search.key, search.below) else {
             // Nothing older here; a base page, from here or from an ancestor, is then the end.
             return;
         };
-        if let Some(base_lsn) = base_lsn {
+        if let Some(open_from) = open_from {
             let layer_end = match &step.layer {
                 Layer::Memory(layer) => layer.end(),
                 Layer::File(file) => file.name().lsns.end,
             };
-            if layer_end.min(search.below) <= Lsn(base_lsn.0 + 1) {
+            if layer_end.min(search.below) <= open_from {
                 search.state = State::Complete;
                 return;
             }
@@ -116,9 +126,9 @@ impl Plan {
         for i in open {
             let search = &mut self.searches[*i];
             let at = Lsn(search.below.0 - 1);
-            if let Some((lsn, page)) = store.caches.pages.get(store.id, &search.key, at) {
-                if search.base.as_ref().is_none_or(|(base, _)| *base < lsn) {
-                    search.base = Some((lsn, page));
+            if let Some(page) = store.caches.pages.get(store.id, &search.key, at) {
+                if search.base.as_ref().is_none_or(|base| base.lsn < page.lsn) {
+                    search.base = Some(page);
                 }
             }
             self.place(*i, &map, &mut fringe);
@@ -155,7 +165,7 @@ impl Plan {
             for search in self.searches.iter_mut().filter(|s| s.is_open()) {
                 search.top = search.top.min(branch_end);
                 search.below = search.top;
-                let done_by_base = search.base.as_ref().is_some_and(|(lsn, _)| search.below.0 <= lsn.0 + 1);
+                let done_by_base = search.base.as_ref().is_some_and(|base| search.below <= base.open_from());
                 if done_by_base {
                     search.state = State::Complete;
                 } else if search.key.is_inherited() {
@@ -313,7 +323,33 @@ impl TimelineStore {
     }
 
     pub fn read_pages(&self, keys: &[(Key, Lsn)]) -> Vec<Result<Page, StoreError>> {
+        self.read_and_keep(keys, Keep::Costly)
+    }
+
+    /// Like `get_vectored`, for clients: pages are taken from the page cache if they are there, and stay in it. Hands
+    /// one result for each key to `each`, in order.
+    pub fn serve_pages(&self, keys: &[(Key, Lsn)], mut each: impl FnMut(Result<Bytes, StoreError>)) {
+        if self.is_stopped() {
+            return keys.iter().for_each(|_| each(Err(StoreError::Stopped)));
+        }
+        let mut found: SmallVec<[Option<Bytes>; 32]> = SmallVec::new();
+        self.caches.pages.get_current(self.id, keys, |page| found.push(page));
+        let missing = |((key, lsn), page): (&(Key, Lsn), &Option<Bytes>)| page.is_none().then_some((*key, *lsn));
+        let missing: SmallVec<[(Key, Lsn); 32]> = keys.iter().zip(&found).filter_map(missing).collect();
+        if missing.is_empty() {
+            return found.into_iter().flatten().for_each(|page| each(Ok(page)));
+        }
+        let mut read = self.read_and_keep(&missing, Keep::All).into_iter();
+        for page in found {
+            let lost = || Err(StoreError::Invalid("read without a result".into()));
+            each(page.map_or_else(|| read.next().unwrap_or_else(lost).map(|page| page.bytes), Ok));
+        }
+    }
+
+    fn read_and_keep(&self, keys: &[(Key, Lsn)], keep: Keep) -> Vec<Result<Page, StoreError>> {
         let stopped = self.is_stopped();
+        // Before anything is looked for: what comes above it may be found for one key and missed for another.
+        let last = self.last_record_lsn();
         let search = |(key, lsn): &(Key, Lsn)| Search {
             key: *key,
             lsn: *lsn,
@@ -331,11 +367,11 @@ impl TimelineStore {
         plan.walk(self);
         plan.fetch();
         let context = self.context();
-        let last = self.last_record_lsn();
-        plan.searches.into_iter().map(|search| self.finish(search, &context, last)).collect()
+        let finish = |search| self.finish(search, &context, last, keep);
+        plan.searches.into_iter().map(finish).collect()
     }
 
-    fn finish(&self, search: Search, context: &Context, last: Lsn) -> Result<Page, StoreError> {
+    fn finish(&self, search: Search, context: &Context, last: Lsn, keep: Keep) -> Result<Page, StoreError> {
         let Search { key, lsn, base, parts, state, .. } = search;
         match state {
             State::Failed(e) => return Err(e),
@@ -353,9 +389,16 @@ impl TimelineStore {
             };
             collected.push(Collected { lsn: part.lsn, is_plain_image: part.is_plain_image, bytes });
         }
+        let is_from_cache = collected.is_empty();
+        let base = base.map(|base| (base.lsn, base.bytes));
         let page = reconstruct(context, self.redo.as_deref(), key, lsn, base, &collected)?;
-        if page.replayed > REPLAYED_RECORDS_MIN && lsn <= last {
-            self.caches.pages.insert(self.id, key, page.lsn, page.bytes.clone());
+        if lsn > last {
+            return Ok(page);
+        }
+        if is_from_cache {
+            self.caches.pages.confirm(self.id, key, page.lsn, lsn);
+        } else if page.replayed > REPLAYED_RECORDS_MIN || keep == Keep::All {
+            self.caches.pages.insert(self.id, key, &page, lsn);
         }
         Ok(page)
     }

@@ -558,3 +558,33 @@ fn the_engine_agrees_with_a_dictionary() {
         run_model(seed);
     }
 }
+
+#[test]
+fn a_client_page_is_answered_from_the_cache_up_to_where_it_is_known() {
+    let dir = TempDir::new();
+    let store = new_store(&dir);
+    let serve = |lsn| {
+        let mut pages = Vec::new();
+        store.serve_pages(&[(block(1), Lsn(lsn)), (block(2), Lsn(lsn))], |page| pages.push(page.map(Vec::from)));
+        pages
+    };
+    put(&store, 0x20, &[(block(1), &page(1)), (block(2), &page(2))]);
+    flush(&store);
+    for _ in 0..2 {
+        assert_eq!(serve(0x20), [Ok(page(1)), Ok(page(2))]);
+    }
+    let stats = store.caches.pages.stats();
+    assert_eq!((stats.entries, stats.hits), (2, 2));
+    put(&store, 0x30, &[(block(1), &page(3))]);
+    // One is replaced, the other is known to be the newest from now on; the past is still there.
+    for lsn in [0x30, 0x28, 0x20, 0x30] {
+        let first = if lsn == 0x30 { page(3) } else { page(1) };
+        assert_eq!(serve(lsn), [Ok(first), Ok(page(2))], "at {lsn}");
+    }
+    put(&store, 0x40, &[(block(2), &page(4))]);
+    assert_eq!(serve(0x38), [Ok(page(3)), Ok(page(2))]);
+    assert_eq!(serve(0x40), [Ok(page(3)), Ok(page(4))]);
+    assert!(serve(0x10).iter().all(Result::is_err), "nothing was there yet");
+    store.shutdown();
+    assert!(serve(0x40).iter().all(|page| *page == Err(StoreError::Stopped)));
+}

@@ -1,7 +1,8 @@
 """Settings of the server: the keys of `pageserver.toml` (http-api.md 9.2) with their defaults, as frozen data.
 
 Only what the parts built so far read is acted upon; the other known keys are checked and kept, so that one file serves
-this and Neon's server. Keys of ours: `pg_installations` (a table from major version to an installation's directory).
+this and Neon's server. Keys of ours: `pg_installations` (a table from major version to an installation's directory),
+`client_page_cache_bytes` (memory for pages as they were answered; default: an eighth of the machine's).
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ class ServerSettings(_Table):
     superuser: str = "cloud_admin"
     locale: str = "C.UTF-8"
     page_cache_size: Positive = 8192
+    client_page_cache_bytes: U64 | None = None
     max_file_descriptors: Positive = 100
     pg_distrib_dir: str | None = None
     pg_installations: dict[str, str] = {}

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from pageserver import _core
-from pageserver.config import ServerSettings
+from pageserver.config import ServerSettings, client_page_cache_bytes
 from pageserver.ids import TenantShardId
 from pageserver.postgres.redo_scratch import RedoScratch
 from pageserver.timeline.engine import RedoPool, StoreParameters, TimelineStore
 
 _PAGE_SIZE = 8192
-_BLOCK_CACHE_BYTES = 64 << 20
-"""Index blocks of layer files. Fixed: Neon has no setting for what it does not have."""
 
 
 class CoreEngine:
@@ -23,7 +21,8 @@ class CoreEngine:
         self._timeout_seconds = settings.wal_redo_timeout.seconds
         self._log = log
         self._caches = _core.Caches(
-            block_cache_bytes=_BLOCK_CACHE_BYTES, page_cache_bytes=settings.page_cache_size * _PAGE_SIZE
+            block_cache_bytes=settings.page_cache_size * _PAGE_SIZE,
+            page_cache_bytes=client_page_cache_bytes(settings),
         )
         self._scratch = RedoScratch(pg_installations=settings.pg_installations, pg_distrib_dir=settings.pg_distrib_dir)
         self._redo_metrics = _core.RedoMetrics()
