@@ -392,7 +392,7 @@ impl Connection {
         let socket = Arc::try_unwrap(stream).map_err(|_| End::Quiet)?;
         socket.set_nonblocking(true).map_err(|error| failed("cannot detach the socket", error))?;
         self.stream = Some(TcpStream::from_std(socket).map_err(|error| failed("cannot attach the socket", error))?);
-        self.output = output;
+        self.output = output.into_bytes();
         match flow {
             Ok(()) => Ok(()),
             Err(StreamEnd::Query(error)) => Err(error.into()),

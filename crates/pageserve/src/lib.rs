@@ -21,6 +21,7 @@ pub mod ids;
 mod lookup;
 pub mod lsn_rules;
 pub mod metrics;
+mod output;
 mod pagestream;
 pub mod protocol;
 pub mod registry;

@@ -11,7 +11,7 @@
 //! written, or while another timeline is resolved; every other wait ends when the timeline closes or the service stops.
 //! While a request waits or reads, no earlier answer waits in the output buffer: it is written before a batch begins.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
@@ -28,6 +28,7 @@ use crate::ids::{TenantId, TimelineId};
 use crate::lookup::Lookup;
 use crate::lsn_rules::effective_lsn;
 use crate::metrics::{BatchBreak, HandlerOutcome, RequestKind};
+use crate::output::Output;
 use crate::protocol::frontend::{message_name, next_frame};
 use crate::protocol::pagestream::{Answer, Body, DecodeError, Header, Request, Version, MAX_SLRU_BLOCKS, TAG_TEST};
 use crate::registry::ResolveError;
@@ -89,7 +90,7 @@ pub(crate) struct PageStream {
     pub timeline: TimelineId,
     pub stream: Arc<TcpStream>,
     pub input: InputBuffer,
-    pub output: Vec<u8>,
+    pub output: Output,
     pub lookup: Lookup,
     batch: Batch,
 }
@@ -104,7 +105,7 @@ impl PageStream {
         lookup: Lookup,
     ) -> PageStream {
         let batch = Batch::default();
-        PageStream { context, version, tenant, timeline, stream, input, output: Vec::new(), lookup, batch }
+        PageStream { context, version, tenant, timeline, stream, input, output: Output::default(), lookup, batch }
     }
 
     /// Serves until the client ends the COPY (Ok: Terminate or EOF) or something fails. Blocks.
@@ -341,13 +342,14 @@ impl PageStream {
         handle.metrics.get_page_seconds.observe(took, count as u64);
         let mut answered = 0;
         let mut result = Ok(());
-        for (member, found) in batch.members.iter().zip(&batch.found) {
+        let Batch { members, found, pages, .. } = batch;
+        for (member, found) in members.iter().zip(found.iter()) {
             let request = request(member.header, member.rel, member.block);
             let page = match found {
-                Found::Zero => Ok(&ZERO_PAGE[..]),
+                Found::Zero => Ok(Bytes::from_static(&ZERO_PAGE)),
                 Found::Failed(error) => Err(error.clone()),
-                Found::Read(index) => match batch.pages.get(*index) {
-                    Some(Ok(page)) if page.len() == BLCKSZ => Ok(&page[..]),
+                Found::Read(index) => match pages.get_mut(*index) {
+                    Some(Ok(page)) if page.len() == BLCKSZ => Ok(std::mem::take(page)),
                     Some(Ok(page)) => Err(ReadError::Failed(format!("page has {} bytes", page.len()))),
                     Some(Err(error)) => Err(error.clone()),
                     None => Err(ReadError::Failed("the vectored read gave too few pages".to_string())),
@@ -356,7 +358,8 @@ impl PageStream {
             match page {
                 Ok(page) => {
                     answered += 1;
-                    request.respond(self.version, &Answer::Page(page), &mut self.output);
+                    request.begin_response(self.version, &mut self.output.bytes, BLCKSZ);
+                    self.output.push_page(page);
                 }
                 Err(error) => {
                     result = self.answer_error(&request, page_error(error, handle, &request.body));
@@ -397,7 +400,7 @@ impl PageStream {
         };
         self.context.metrics.request_started(kind);
         if let Body::Test { message, .. } = request.body {
-            request.respond(self.version, &Answer::Test(message), &mut self.output);
+            request.respond(self.version, &Answer::Test(message), &mut self.output.bytes);
             return Ok(());
         }
         self.flush()?;
@@ -476,7 +479,7 @@ impl PageStream {
                 return Err(PageError::BadRequest("invalid request".to_string()))
             }
         };
-        request.respond(self.version, &answer, &mut self.output);
+        request.respond(self.version, &answer, &mut self.output.bytes);
         Ok(())
     }
 
@@ -498,7 +501,7 @@ impl PageStream {
             self.context.handler.log(LogLevel::Error, &text);
         }
         let text = error.client_text().map_err(StreamEnd::Query)?;
-        request.respond(self.version, &Answer::Error(&text), &mut self.output);
+        request.respond(self.version, &Answer::Error(&text), &mut self.output.bytes);
         Ok(())
     }
 
@@ -508,7 +511,7 @@ impl PageStream {
             return Ok(());
         }
         let started = Instant::now();
-        let written = (&*self.stream).write_all(&self.output);
+        let written = self.output.write_to(&*self.stream);
         self.output.clear();
         self.context.metrics.flush_micros.fetch_add(started.elapsed().as_micros() as u64, Relaxed);
         written.map_err(|error| StreamEnd::Close(error.to_string()))
@@ -536,7 +539,7 @@ impl PageStream {
                         return Err(StreamEnd::Query(QueryError::Disconnected("timed out".to_string())));
                     }
                     self.input.release_if_empty();
-                    self.output = Vec::new();
+                    self.output = Output::default();
                     self.batch = Batch::default();
                 }
                 Err(error) => return Err(StreamEnd::Query(QueryError::Disconnected(error.to_string()))),

@@ -269,7 +269,7 @@ impl<'a> Request<'a> {
 
     /// Appends the CopyData frame and all that is echoed, ready for a result of `result_len` bytes.
     #[inline]
-    fn begin_response(&self, version: Version, out: &mut Vec<u8>, result_len: usize) {
+    pub(crate) fn begin_response(&self, version: Version, out: &mut Vec<u8>, result_len: usize) {
         let tag = self.body.response_tag();
         match version {
             Version::V2 => {
