@@ -23,7 +23,10 @@ from pageserver.wal.tar_stream import MemberKind, TarMember
 from pageserver.wal.threads import run_blocking
 
 _PIPE_CHUNKS_MAX: Final = 16
-_FEED_BYTES: Final = 4 * 1024 * 1024
+_PIPE_CHUNK_BYTES: Final = 1024 * 1024
+"""An HTTP server hands out 64 KiB at most; a thread switch for each of them, and not the work, would set the pace."""
+_FEED_BYTES: Final = 256 * 1024
+"""Smaller pieces are joined before they are handed to the engine."""
 _STEP_BYTES: Final = 8
 """Records begin at multiples of this."""
 
@@ -47,10 +50,19 @@ class ChunkPipe:
 
     async def fill(self, body: AsyncIterator[bytes]) -> None:
         """Pass on the whole body."""
+        pieces: list[bytes] = []
+        size = 0
         async for chunk in body:
-            if chunk:
+            pieces.append(chunk)
+            size += len(chunk)
+            if size >= _PIPE_CHUNK_BYTES:
                 await self._room.acquire()
-                self._queue.put(chunk)
+                self._queue.put(b"".join(pieces))
+                pieces.clear()
+                size = 0
+        if size:
+            await self._room.acquire()
+            self._queue.put(b"".join(pieces))
         self._queue.put(None)
 
     def break_off(self) -> None:
@@ -150,10 +162,14 @@ class WalSegments:
         for chunk in member.chunks():
             dropped = min(skip, len(chunk))
             skip -= dropped
-            buffer += chunk[dropped:]
-            if len(buffer) >= _FEED_BYTES:
-                self._feed(bytes(buffer))
-                buffer.clear()
+            rest = chunk[dropped:]
+            if not buffer and len(rest) >= _FEED_BYTES:
+                self._feed(bytes(rest))
+            else:
+                buffer += rest
+                if len(buffer) >= _FEED_BYTES:
+                    self._feed(bytes(buffer))
+                    buffer.clear()
             if self._is_done():
                 return
         if buffer:
