@@ -416,8 +416,7 @@ class _Snapshot:
         found: dict[str, str] = {}
         for schema, name, _ in self._tables:
             query = sql.SQL(
-                "SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0),"
-                " coalesce(sum(hashtextextended(t::text, 1)::numeric), 0) FROM {} AS t"
+                "SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM {} AS t"
             ).format(sql.Identifier(schema, name))
             row = self._connection.execute(query).fetchone()
             found[f"{schema}.{name}"] = hashlib.sha256(repr(tuple(map(str, row or ()))).encode()).hexdigest()[:32]
