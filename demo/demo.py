@@ -39,7 +39,7 @@ CLIENTS = 4
 MOMENTS = 3
 PAUSE_SECONDS = 4
 BLCKSZ = 8192
-PAGES = 500
+PAGES = 64
 
 console = Console()
 
@@ -156,7 +156,7 @@ def wait_until_followed(server: PageServerProcess, timeline: str, postgres: Post
 def compare_pages(server: PageServerProcess, timeline: str, moments: list[Moment]) -> bool:
     """Read the same pages at each past LSN, now that they have changed, and compare the bytes."""
     step(
-        "reading pgbench_tellers at those past LSNs from the page server, and comparing it with PostgreSQL's own pages"
+        "reading those pages at those past LSNs from the page server, and comparing them with PostgreSQL's own pages"
     )
     table = Table("LSN", "pages", "same bytes", "same but for hint bits", "different", box=None, header_style="bold")
     ok = True
