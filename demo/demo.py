@@ -155,9 +155,7 @@ def wait_until_followed(server: PageServerProcess, timeline: str, postgres: Post
 
 def compare_pages(server: PageServerProcess, timeline: str, moments: list[Moment]) -> bool:
     """Read the same pages at each past LSN, now that they have changed, and compare the bytes."""
-    step(
-        "reading those pages at those past LSNs from the page server, and comparing them with PostgreSQL's own pages"
-    )
+    step("reading those pages at those past LSNs from the page server, and comparing them with PostgreSQL's own pages")
     table = Table("LSN", "pages", "same bytes", "same but for hint bits", "different", box=None, header_style="bold")
     ok = True
     for moment in moments:
