@@ -408,7 +408,7 @@ class LockActor(Actor):
 
 
 class PreparedActor(Actor):
-    """Prepared transactions: at most `open_max` stay open, the oldest are ended by later steps."""
+    """Prepared transactions: later steps end them, but from the first step on one to `open_max` are open."""
 
     open_max = 6
 
@@ -419,7 +419,7 @@ class PreparedActor(Actor):
         self.execute(f"CREATE TABLE {self.table} (id int, note text)")
 
     def step(self) -> None:
-        if len(self.open) >= self.open_max or (self.open and self.rng.random() < 0.4):
+        if len(self.open) >= self.open_max or (len(self.open) > 1 and self.rng.random() < 0.4):
             name = self.open.pop(self.rng.randrange(len(self.open)))
             self.execute(f"{self.rng.choice(('COMMIT', 'ROLLBACK'))} PREPARED '{name}'")
             if self.rng.random() < 0.8:
