@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -284,15 +284,19 @@ class TortureLoad:
             before = _transaction_state(self._server)
             lsn = self._server.value("SELECT pg_current_wal_insert_lsn()")
             prepared = [str(gid) for (gid,) in self._server.sql("SELECT gid FROM pg_prepared_xacts ORDER BY gid")]
-            snapshots = [_Snapshot.open(self._server, database) for database in databases(self._server)]
+            snapshots = _open_snapshots(self._server)
             # The log may grow meanwhile, by pages that reading cleans up and by checkpoints, but not by a transaction.
             after = _transaction_state(self._server)
             if after != before or before[1] != len(prepared):
+                for snapshot in snapshots:
+                    snapshot.close()
                 raise TortureError(f"something wrote while all writers were held: {before} became {after}")
         return Moment(lsn, prepared, self._summing.submit(_sum_up, snapshots))
 
     def stop(self) -> None:
-        """End all writers between two steps; prepared transactions stay open. Raises: TortureError."""
+        """End all writers between two steps and wait until their sessions are gone: one that ends drops its temporary
+        tables, in a transaction. Prepared transactions stay open. Raises: TortureError.
+        """
         if self._bench is not None:
             self._bench.stop()
             self._bench = None
@@ -302,8 +306,18 @@ class TortureLoad:
             if thread.is_alive():
                 raise TortureError(f"{thread.name} did not end")
         self._threads.clear()
+        sessions = [connection.info.backend_pid for connection in self._connections]
         self._close_connections()
+        self._wait_until_gone(sessions)
         self.check()
+
+    def _wait_until_gone(self, sessions: list[int]) -> None:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(%s)"
+        deadline = time.monotonic() + _HOLD_TIMEOUT_SECONDS
+        while self._server.value(query, (sessions,)) != "0":
+            if time.monotonic() > deadline:
+                raise TortureError(f"sessions did not end within {_HOLD_TIMEOUT_SECONDS:g} s")
+            time.sleep(0.05)
 
     @contextmanager
     def _hold_pgbench(self) -> Iterator[None]:
@@ -377,7 +391,7 @@ class TortureLoad:
 
 def table_sums(server: PostgresServer) -> TableSums:
     """Sum up every permanent table of every database of a server as it is now (of a restored one, say)."""
-    return _sum_up([_Snapshot.open(server, database) for database in databases(server)])
+    return _sum_up(_open_snapshots(server))
 
 
 class _Snapshot:
@@ -424,6 +438,17 @@ class _Snapshot:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _open_snapshots(server: PostgresServer) -> list[_Snapshot]:
+    """Open one snapshot in each database; all, or none if one fails."""
+    with ExitStack() as opened:
+        snapshots = []
+        for database in databases(server):
+            snapshots.append(_Snapshot.open(server, database))
+            opened.callback(snapshots[-1].close)
+        opened.pop_all()
+    return snapshots
 
 
 def _sum_up(snapshots: list[_Snapshot]) -> TableSums:
