@@ -19,33 +19,41 @@ use crate::timeline::TimelineStore;
 const WINDOW_BYTES: u64 = 48 << 20;
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// Values of consecutive keys, and where each goes in the window's buffer.
+/// Values of consecutive keys. The memory is kept from window to window, so that its pages are faulted in once.
 #[derive(Default)]
 struct Window {
     entries: Vec<(Key, Stored)>,
     bytes: u64,
+    /// The values in key order.
+    buffer: Vec<u8>,
+    /// A part of the ephemeral file.
+    piece: Vec<u8>,
+    /// Position, length, place in `buffer`.
+    copies: Vec<(u64, u32, u32)>,
 }
 
 impl Window {
     /// Copies the values out of the ephemeral file, in the order of their positions, and appends them in key order.
     fn write(&mut self, layer: &InMemoryLayer, out: &mut DeltaWriter) -> Result<(), StoreError> {
-        let mut buffer = vec![0; self.bytes as usize];
-        // Position, length, place in the buffer.
-        let mut copies: Vec<(u64, u32, u32)> = Vec::with_capacity(self.entries.len());
+        let Window { buffer, piece, copies, .. } = self;
+        if buffer.len() < self.bytes as usize {
+            buffer.resize(self.bytes as usize, 0);
+        }
+        copies.clear();
+        piece.clear();
         let mut at = 0;
         for (_, stored) in &self.entries {
             copies.push((stored.position, stored.len, at));
             at += stored.len;
         }
         copies.sort_unstable();
-        let mut piece = Vec::new();
         let mut piece_start = 0;
-        for (position, len, at) in copies {
+        for (position, len, at) in copies.iter().copied() {
             let end = position + u64::from(len);
             if position < piece_start || end > piece_start + piece.len() as u64 {
                 let piece_end = end.max((position + PIECE_BYTES).min(layer.size()));
                 piece.resize((piece_end - position) as usize, 0);
-                layer.read_at(&mut piece, position)?;
+                layer.read_at(piece, position)?;
                 piece_start = position;
             }
             let from = (position - piece_start) as usize;

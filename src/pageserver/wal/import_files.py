@@ -25,8 +25,8 @@ from pageserver.wal.threads import run_blocking
 _PIPE_CHUNKS_MAX: Final = 16
 _PIPE_CHUNK_BYTES: Final = 1024 * 1024
 """An HTTP server hands out 64 KiB at most; a thread switch for each of them, and not the work, would set the pace."""
-_FEED_BYTES: Final = 256 * 1024
-"""Smaller pieces are joined before they are handed to the engine."""
+_FEED_BYTES: Final = 128 * 1024
+"""A step of the engine: what it copies from buffer to buffer stays in the processor's cache."""
 _STEP_BYTES: Final = 8
 """Records begin at multiples of this."""
 
@@ -158,22 +158,13 @@ class WalSegments:
     def _take_segment(self, member: TarMember) -> None:
         """Feed the segment from our position to its end, or until the end of the wanted history lies behind us."""
         skip = self._position - self._position.segment_start()
-        buffer = bytearray()
         for chunk in member.chunks():
             dropped = min(skip, len(chunk))
             skip -= dropped
-            rest = chunk[dropped:]
-            if not buffer and len(rest) >= _FEED_BYTES:
-                self._feed(bytes(rest))
-            else:
-                buffer += rest
-                if len(buffer) >= _FEED_BYTES:
-                    self._feed(bytes(buffer))
-                    buffer.clear()
-            if self._is_done():
-                return
-        if buffer:
-            self._feed(bytes(buffer))
+            for at in range(dropped, len(chunk), _FEED_BYTES):
+                if self._is_done():
+                    return
+                self._feed(bytes(chunk[at : at + _FEED_BYTES]))
 
     def _feed(self, data: bytes) -> None:
         """Feed up to the wanted end at once, then in small steps until one record ends behind it."""
