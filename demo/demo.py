@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psycopg
 from rich.console import Console
 from rich.panel import Panel
@@ -39,7 +40,7 @@ CLIENTS = 4
 MOMENTS = 3
 PAUSE_SECONDS = 4
 BLCKSZ = 8192
-PAGES = 64
+PAGES = 500
 
 console = Console()
 
@@ -158,29 +159,25 @@ def compare_pages(server: PageServerProcess, timeline: str, moments: list[Moment
     step("reading those pages at those past LSNs from the page server, and comparing them with PostgreSQL's own pages")
     table = Table("LSN", "pages", "same bytes", "same but for hint bits", "different", box=None, header_style="bold")
     ok = True
-    for moment in moments:
-        counts = {"equal": 0, "masked": 0, "different": 0}
-        for block in range(len(moment.pages) // BLCKSZ):
-            key = Key.relation_block(moment.rel, block)
-            ours = read_page(server, timeline, key, moment.lsn)
-            theirs = moment.pages[block * BLCKSZ : (block + 1) * BLCKSZ]
-            ((_, _, verdict, _, _),) = _core.compare_blocks(ours, theirs, 0, block, {})
-            counts[verdict if verdict in counts else "different"] += 1
-        ok &= counts["different"] == 0
-        table.add_row(moment.lsn, str(sum(counts.values())), *map(str, counts.values()))
+    (tenant,) = server.api("GET", "/v1/tenant")
+    path = f"{server.url}/v1/tenant/{tenant['id']}/timeline/{timeline}/getpage"
+    with httpx.Client(headers={"accept": "application/octet-stream"}) as client:
+        for moment in moments:
+            counts = {"equal": 0, "masked": 0, "different": 0}
+            for block in range(len(moment.pages) // BLCKSZ):
+                ours = read_page(client, path, Key.relation_block(moment.rel, block), moment.lsn)
+                theirs = moment.pages[block * BLCKSZ : (block + 1) * BLCKSZ]
+                ((_, _, verdict, _, _),) = _core.compare_blocks(ours, theirs, 0, block, {})
+                counts[verdict if verdict in counts else "different"] += 1
+            ok &= counts["different"] == 0
+            table.add_row(moment.lsn, str(sum(counts.values())), *map(str, counts.values()))
     console.print(table)
     return ok
 
 
-def read_page(server: PageServerProcess, timeline: str, key: Key, lsn: str) -> bytes:
+def read_page(client: httpx.Client, path: str, key: Key, lsn: str) -> bytes:
     """GetPage@LSN through the management API; computes use the page service for it."""
-    import httpx
-
-    (tenant,) = server.api("GET", "/v1/tenant")
-    path = f"/v1/tenant/{tenant['id']}/timeline/{timeline}/getpage"
-    answer = httpx.get(
-        f"{server.url}{path}", params={"key": str(key), "lsn": lsn}, headers={"accept": "application/octet-stream"}
-    )
+    answer = client.get(path, params={"key": str(key), "lsn": lsn})
     answer.raise_for_status()
     return answer.content
 
