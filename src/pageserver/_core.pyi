@@ -471,9 +471,11 @@ class RedoPool:
 
 @final
 class Caches:
-    """Caches of the whole process: index blocks of layer files (8 KiB each) and reconstructed pages."""
+    """What the whole process shares: caches of index blocks of layer files (8 KiB each) and of reconstructed pages, and
+    the memory for values that are not in a layer file yet (beyond it they go to ephemeral files).
+    """
 
-    def __new__(cls, *, block_cache_bytes: int, page_cache_bytes: int) -> Caches: ...
+    def __new__(cls, *, block_cache_bytes: int, page_cache_bytes: int, value_memory_bytes: int) -> Caches: ...
     def stats(self) -> dict[str, tuple[int, int, int, int]]:
         """Return hits, misses, entries and weight in bytes of ``blocks`` and ``pages``."""
 

@@ -75,7 +75,7 @@ def import_timeline(
         ancestor=None,
         ancestor_lsn=0,
         redo=None,
-        caches=_core.Caches(block_cache_bytes=64 << 20, page_cache_bytes=64 << 20),
+        caches=_core.Caches(block_cache_bytes=64 << 20, page_cache_bytes=64 << 20, value_memory_bytes=16 << 20),
     )
     pieces = pieces_of(directory, control=control, pg_version=pg_version)
     written = write_layers(

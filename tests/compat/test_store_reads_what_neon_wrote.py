@@ -76,7 +76,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_core.TimelineSt
         ancestor=None,
         ancestor_lsn=0,
         redo=None,
-        caches=_core.Caches(block_cache_bytes=64 << 20, page_cache_bytes=64 << 20),
+        caches=_core.Caches(block_cache_bytes=64 << 20, page_cache_bytes=64 << 20, value_memory_bytes=0),
     )
     opened.add_layers(
         [

@@ -219,5 +219,5 @@ class Followed:
             ancestor=None,
             ancestor_lsn=0,
             redo=self._redo,
-            caches=_core.Caches(block_cache_bytes=64 << 20, page_cache_bytes=0),
+            caches=_core.Caches(block_cache_bytes=64 << 20, page_cache_bytes=0, value_memory_bytes=16 << 20),
         )

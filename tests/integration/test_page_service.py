@@ -132,7 +132,7 @@ def make_store(directory: Path) -> TimelineStore:
         ancestor=None,
         ancestor_lsn=0,
         redo=None,
-        caches=Caches(block_cache_bytes=1 << 20, page_cache_bytes=1 << 20),
+        caches=Caches(block_cache_bytes=1 << 20, page_cache_bytes=1 << 20, value_memory_bytes=1 << 20),
     )
     spc, db, rel, fork = RELATION
     tag = RelTag(spc, db, rel, fork)

@@ -53,7 +53,7 @@ def make_store(directory: Path) -> _core.TimelineStore:
         ancestor=None,
         ancestor_lsn=0,
         redo=None,
-        caches=_core.Caches(block_cache_bytes=1 << 20, page_cache_bytes=1 << 20),
+        caches=_core.Caches(block_cache_bytes=1 << 20, page_cache_bytes=1 << 20, value_memory_bytes=1 << 20),
     )
 
 

@@ -39,7 +39,7 @@ fn compression_of(py: Python<'_>, text: &str) -> PyResult<Compression> {
     text.parse().map_err(|e: pagecore::layer::blob::BlobError| bad_argument(py, &e.to_string()))
 }
 
-/// Caches of the whole process.
+/// What the whole process shares.
 #[pyclass(frozen, module = "pageserver._core")]
 pub struct Caches {
     caches: Arc<pagestore::Caches>,
@@ -48,9 +48,10 @@ pub struct Caches {
 #[pymethods]
 impl Caches {
     #[new]
-    #[pyo3(signature = (*, block_cache_bytes, page_cache_bytes))]
-    fn new(block_cache_bytes: usize, page_cache_bytes: usize) -> Caches {
-        Caches { caches: Arc::new(pagestore::Caches::new(block_cache_bytes, page_cache_bytes)) }
+    #[pyo3(signature = (*, block_cache_bytes, page_cache_bytes, value_memory_bytes))]
+    fn new(block_cache_bytes: usize, page_cache_bytes: usize, value_memory_bytes: usize) -> Caches {
+        let caches = pagestore::Caches::new(block_cache_bytes, page_cache_bytes, value_memory_bytes);
+        Caches { caches: Arc::new(caches) }
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -74,7 +74,7 @@ fn main() -> Result<(), AnyError> {
         ancestor: None,
         ancestor_lsn: Lsn(0),
         redo: None,
-        caches: Arc::new(Caches::new(64 << 20, 64 << 20)),
+        caches: Arc::new(Caches::new(64 << 20, 64 << 20, 0)),
     })?;
     let mut random = Random(42);
 

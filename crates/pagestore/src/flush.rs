@@ -1,8 +1,8 @@
 //! From a frozen layer to an L0 file (spec layer-files.md 12, read-path-compaction-gc.md 6.1).
 //!
-//! The ephemeral file has its values in the order of writing, the layer file wants them in key order. Reading each
-//! value for itself would cost a system call a value; so the keys are cut into windows of bounded size, and for each
-//! window the ephemeral file is read once from its start to its end, in large pieces.
+//! The values lie in the order of writing, the layer file wants them in key order. Those in memory are taken from there.
+//! Reading each of the others for itself would cost a system call a value; so the keys are cut into windows of bounded
+//! size, and for each window the ephemeral file is read once from its start to its end, in large parts.
 
 use std::sync::Arc;
 
@@ -10,61 +10,70 @@ use pagecore::{Key, Lsn};
 
 use crate::cache::lock;
 use crate::error::StoreError;
-use crate::inmemory::{InMemoryLayer, Stored};
+use crate::inmemory::{InMemoryLayer, Stored, ValuesView};
 use crate::layer_map::LayerMap;
 use crate::layer_writer::{DeltaWriter, LayerHome, WrittenLayer};
 use crate::timeline::TimelineStore;
 
 /// Values of a window; the memory that a flush needs beside its lists.
 const WINDOW_BYTES: u64 = 48 << 20;
-const PIECE_BYTES: u64 = 1 << 20;
+const WINDOW_ENTRIES: usize = 1 << 17;
+const PART_BYTES: u64 = 1 << 20;
 
 /// Values of consecutive keys. The memory is kept from window to window, so that its pages are faulted in once.
 #[derive(Default)]
 struct Window {
     entries: Vec<(Key, Stored)>,
+    /// Bytes of those values that are in the ephemeral file.
     bytes: u64,
-    /// The values in key order.
+    /// These values, in key order.
     buffer: Vec<u8>,
-    /// A part of the ephemeral file.
-    piece: Vec<u8>,
+    /// A part of the layer's bytes.
+    part: Vec<u8>,
     /// Position, length, place in `buffer`.
     copies: Vec<(u64, u32, u32)>,
 }
 
 impl Window {
-    /// Copies the values out of the ephemeral file, in the order of their positions, and appends them in key order.
-    fn write(&mut self, layer: &InMemoryLayer, out: &mut DeltaWriter) -> Result<(), StoreError> {
-        let Window { buffer, piece, copies, .. } = self;
+    fn push(&mut self, values: &ValuesView<'_>, key: Key, stored: Stored) {
+        if values.in_memory(stored.position, stored.len).is_none() {
+            self.copies.push((stored.position, stored.len, self.bytes as u32));
+            self.bytes += u64::from(stored.len);
+        }
+        self.entries.push((key, stored));
+    }
+
+    /// Copies what is in the ephemeral file out of it, in the order of positions, and appends all in key order.
+    fn write(&mut self, values: &ValuesView<'_>, end: u64, out: &mut DeltaWriter) -> Result<(), StoreError> {
+        let Window { buffer, part, copies, .. } = self;
         if buffer.len() < self.bytes as usize {
             buffer.resize(self.bytes as usize, 0);
         }
-        copies.clear();
-        piece.clear();
-        let mut at = 0;
-        for (_, stored) in &self.entries {
-            copies.push((stored.position, stored.len, at));
-            at += stored.len;
-        }
+        part.clear();
         copies.sort_unstable();
-        let mut piece_start = 0;
-        for (position, len, at) in copies.iter().copied() {
-            let end = position + u64::from(len);
-            if position < piece_start || end > piece_start + piece.len() as u64 {
-                let piece_end = end.max((position + PIECE_BYTES).min(layer.size()));
-                piece.resize((piece_end - position) as usize, 0);
-                layer.read_at(piece, position)?;
-                piece_start = position;
+        let mut part_start = 0;
+        for (position, len, at) in copies.drain(..) {
+            let value_end = position + u64::from(len);
+            if position < part_start || value_end > part_start + part.len() as u64 {
+                let part_end = value_end.max((position + PART_BYTES).min(end));
+                part.resize((part_end - position) as usize, 0);
+                values.read_at(part, position)?;
+                part_start = position;
             }
-            let from = (position - piece_start) as usize;
+            let from = (position - part_start) as usize;
             let at = at as usize;
-            buffer[at..at + len as usize].copy_from_slice(&piece[from..from + len as usize]);
+            buffer[at..at + len as usize].copy_from_slice(&part[from..from + len as usize]);
         }
         let mut at = 0;
         for (key, stored) in self.entries.drain(..) {
-            let value = &buffer[at..at + stored.len as usize];
+            let value = match values.in_memory(stored.position, stored.len) {
+                Some(value) => value,
+                None => {
+                    at += stored.len as usize;
+                    &buffer[at - stored.len as usize..at]
+                }
+            };
             out.append(&key, stored.lsn, value, stored.will_init)?;
-            at += stored.len as usize;
         }
         self.bytes = 0;
         Ok(())
@@ -74,23 +83,19 @@ impl Window {
 /// Writes a frozen layer as an L0 file.
 pub fn write_l0(home: &LayerHome, layer: &InMemoryLayer, generation: Option<u32>) -> Result<WrittenLayer, StoreError> {
     let mut out = DeltaWriter::create(home, Key::MIN, layer.start()..layer.end())?;
+    let end = layer.size();
+    let values = layer.values();
     let mut window = Window::default();
-    layer.for_each_sorted(|key, chain| {
-        let bytes: u64 = chain.iter().map(|s| u64::from(s.len)).sum();
-        if window.bytes + bytes > WINDOW_BYTES && !window.entries.is_empty() {
-            window.write(layer, &mut out)?;
-        }
+    values.for_each_sorted(|key, chain| {
         for stored in chain {
-            // One key may be larger than a window.
-            if window.bytes + u64::from(stored.len) > WINDOW_BYTES && !window.entries.is_empty() {
-                window.write(layer, &mut out)?;
+            if window.bytes + u64::from(stored.len) > WINDOW_BYTES || window.entries.len() == WINDOW_ENTRIES {
+                window.write(&values, end, &mut out)?;
             }
-            window.entries.push((*key, *stored));
-            window.bytes += u64::from(stored.len);
+            window.push(&values, *key, *stored);
         }
         Ok::<(), StoreError>(())
     })?;
-    window.write(layer, &mut out)?;
+    window.write(&values, end, &mut out)?;
     out.finish(Key::MAX, generation)
 }
 

@@ -1,36 +1,31 @@
 //! The newest values: an open layer, later frozen, not yet a file (spec layer-files.md 12).
 //!
-//! Values lie in an *ephemeral file*, one after the other; its last part, the tail, is still in memory. The index is in
+//! The values lie one after the other in pieces (`values.rs`), in memory or in an *ephemeral file*. The index is in
 //! memory only: per key a chain of entries, newest first, in one arena of 20 bytes an entry. A read walks the chain
 //! from the newest entry down, which is the order in which it wants the values.
 //!
 //! One writer at a time appends (the timeline's writer lock sees to it); any number of readers run beside it.
-//!
-//! ```text
-//! position   0 ........ flushed ........ flushed + sealed ........ end
-//!            in the file         being written             tail
-//! ```
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard};
 use std::time::Instant;
 
 use bytes::Bytes;
 use pagecore::{Key, Lsn};
+use smallvec::SmallVec;
 
 use crate::cache::{read, write, QuickHash};
 use crate::error::StoreError;
+use crate::values::{FilePart, Sealed, ValueMemory, Values};
 
 /// A position has 35 bits.
 const POSITION_MAX: u64 = (1 << 35) - 1;
 /// A length has 28 bits.
 const LENGTH_MAX: u64 = (1 << 28) - 1;
-/// The tail is written to the file when it has grown to this; smaller layers never have a file.
-const TAIL_BYTES: usize = 1 << 20;
 const CHUNK_ENTRIES: usize = 1 << 15;
 const NONE: u32 = u32::MAX;
 
@@ -122,11 +117,11 @@ pub struct Stored {
     pub position: u64,
 }
 
-/// A value found by a read: its bytes, or its place in the ephemeral file.
+/// A value found by a read.
 #[derive(Clone, Debug)]
 pub struct Found {
     pub stored: Stored,
-    /// Set if the value was still in memory.
+    /// None if the value is in the ephemeral file.
     pub bytes: Option<Bytes>,
 }
 
@@ -136,10 +131,7 @@ struct Contents {
     sparse: BTreeSet<Key>,
     slots: Vec<Vec<Slot>>,
     slot_count: u32,
-    flushed: u64,
-    /// A full tail on its way to the file.
-    sealed: Option<Arc<Vec<u8>>>,
-    tail: Vec<u8>,
+    values: Values,
     max_lsn: Lsn,
     duplicates: u64,
 }
@@ -147,22 +139,6 @@ struct Contents {
 impl Contents {
     fn slot(&self, i: u32) -> Slot {
         self.slots[i as usize / CHUNK_ENTRIES][i as usize % CHUNK_ENTRIES]
-    }
-
-    fn end(&self) -> u64 {
-        self.flushed + self.sealed.as_ref().map_or(0, |s| s.len() as u64) + self.tail.len() as u64
-    }
-
-    /// The bytes at a position, if they are still in memory.
-    fn in_memory(&self, position: u64, len: u32) -> Option<&[u8]> {
-        let mut from = usize::try_from(position.checked_sub(self.flushed)?).ok()?;
-        if let Some(sealed) = &self.sealed {
-            if from < sealed.len() {
-                return sealed.get(from..from + len as usize);
-            }
-            from -= sealed.len();
-        }
-        self.tail.get(from..from + len as usize)
     }
 
     fn index(&mut self, entry: &Entry, position: u64) -> Result<(), StoreError> {
@@ -223,8 +199,8 @@ pub struct InMemoryLayer {
 }
 
 impl InMemoryLayer {
-    /// `path` is where the ephemeral file goes if one is needed.
-    pub fn new(start: Lsn, path: PathBuf, opened_at: Instant) -> InMemoryLayer {
+    /// `path` is where the ephemeral file goes if one is needed, `memory` what all layers share.
+    pub fn new(start: Lsn, path: PathBuf, opened_at: Instant, memory: Arc<ValueMemory>) -> InMemoryLayer {
         InMemoryLayer {
             start,
             end: OnceLock::new(),
@@ -236,9 +212,7 @@ impl InMemoryLayer {
                 sparse: BTreeSet::new(),
                 slots: Vec::new(),
                 slot_count: 0,
-                flushed: 0,
-                sealed: None,
-                tail: Vec::new(),
+                values: Values::new(memory),
                 max_lsn: Lsn(0),
                 duplicates: 0,
             }),
@@ -260,7 +234,7 @@ impl InMemoryLayer {
 
     /// Bytes of the values.
     pub fn size(&self) -> u64 {
-        read(&self.contents).end()
+        read(&self.contents).values.end()
     }
 
     /// Highest LSN written.
@@ -283,11 +257,11 @@ impl InMemoryLayer {
     }
 
     /// Checks what `put` will rely on, before anything is changed.
-    fn check(&self, batch: &WriteBatch, end: u64, sealed: bool) -> Result<(), StoreError> {
+    fn check(&self, batch: &WriteBatch, end: u64, is_spilling: bool) -> Result<(), StoreError> {
         if self.end.get().is_some() {
             return Err(StoreError::Invalid("write to a frozen layer".into()));
         }
-        if sealed {
+        if is_spilling {
             return Err(StoreError::Invalid("an earlier write of the ephemeral file failed".into()));
         }
         if end + batch.raw.len() as u64 > POSITION_MAX {
@@ -310,28 +284,21 @@ impl InMemoryLayer {
     /// Appends a batch. Its values are readable at once by those who ask for their LSNs.
     pub fn put(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         let mut contents = write(&self.contents);
-        let base = contents.end();
-        self.check(batch, base, contents.sealed.is_some())?;
-        contents.tail.extend_from_slice(&batch.raw);
+        let base = contents.values.end();
+        self.check(batch, base, contents.values.is_spilling())?;
+        contents.values.append(&batch.raw);
         for entry in &batch.entries {
             contents.max_lsn = contents.max_lsn.max(entry.lsn);
             contents.index(entry, base + u64::from(entry.offset))?;
         }
-        if contents.tail.len() < TAIL_BYTES {
-            return Ok(());
-        }
-        // The tail is written without the lock: readers find it in `sealed` meanwhile.
-        let room = contents.tail.capacity();
-        let sealed = Arc::new(std::mem::replace(&mut contents.tail, Vec::with_capacity(room)));
-        contents.sealed = Some(Arc::clone(&sealed));
-        let flushed = contents.flushed;
+        let Sealed::ToFile(bytes, offset) = contents.values.seal() else { return Ok(()) };
+        // Written without the lock: readers find the bytes in memory meanwhile.
         drop(contents);
         self.open_file()?
-            .write_all_at(&sealed, flushed)
+            .write_all_at(&bytes, offset)
             .map_err(|e| StoreError::io("write ephemeral file", &self.path, &e))?;
-        let mut contents = write(&self.contents);
-        contents.flushed += sealed.len() as u64;
-        contents.sealed = None;
+        drop(bytes);
+        write(&self.contents).values.spilled();
         Ok(())
     }
 
@@ -361,7 +328,7 @@ impl InMemoryLayer {
             }
             if lsn < lsns.end {
                 let stored = slot.stored();
-                let bytes = contents.in_memory(stored.position, stored.len).map(Bytes::copy_from_slice);
+                let bytes = contents.values.in_memory(stored.position, stored.len).map(Bytes::copy_from_slice);
                 out.push(Found { stored, bytes });
                 if stored.will_init {
                     return true;
@@ -380,52 +347,56 @@ impl InMemoryLayer {
         read(&self.contents).sparse.range(range.clone()).copied().collect()
     }
 
-    /// Reads bytes that `find` reported as being in the file.
-    pub fn read_file(&self, out: &mut [u8], position: u64) -> Result<(), StoreError> {
-        self.open_file()?
-            .read_exact_at(out, position)
-            .map_err(|e| StoreError::io("read ephemeral file", &self.path, &e))
-    }
-
-    /// Bytes of the ephemeral file that are on disk; the rest is in memory.
+    /// Bytes in the ephemeral file; the others are in memory.
     pub fn file_len(&self) -> u64 {
-        read(&self.contents).flushed
+        read(&self.contents).values.file_len()
     }
 
     /// Copies any bytes, from the file or from memory.
     pub fn read_at(&self, out: &mut [u8], position: u64) -> Result<(), StoreError> {
         let contents = read(&self.contents);
-        let (flushed, total) = (contents.flushed, contents.end());
-        let end = position + out.len() as u64;
-        if end > total {
-            return Err(StoreError::Invalid(format!("read to {end} of an open layer of {total} bytes")));
-        }
-        let from_file = flushed.saturating_sub(position).min(out.len() as u64) as usize;
-        let mut at = from_file;
-        while at < out.len() {
-            // The parts in memory are contiguous each; take what one of them has.
-            let mut from = (position + at as u64 - flushed) as usize;
-            let sealed = contents.sealed.as_ref().map_or(&[][..], |s| &s[..]);
-            let part = if from < sealed.len() {
-                &sealed[from..]
-            } else {
-                from -= sealed.len();
-                &contents.tail[from..]
-            };
-            let n = part.len().min(out.len() - at);
-            out[at..at + n].copy_from_slice(&part[..n]);
-            at += n;
-        }
+        let in_file = self.copy(&contents, out, position)?;
         drop(contents);
-        if from_file > 0 {
-            self.read_file(&mut out[..from_file], position)?;
+        self.read_file(out, &in_file)
+    }
+
+    fn copy(&self, contents: &Contents, out: &mut [u8], position: u64) -> Result<SmallVec<[FilePart; 2]>, StoreError> {
+        let (end, total) = (position + out.len() as u64, contents.values.end());
+        contents
+            .values
+            .copy(out, position)
+            .ok_or_else(|| StoreError::Invalid(format!("read to {end} of an open layer of {total} bytes")))
+    }
+
+    fn read_file(&self, out: &mut [u8], parts: &[FilePart]) -> Result<(), StoreError> {
+        for part in parts {
+            self.open_file()?
+                .read_exact_at(&mut out[part.out.clone()], part.offset)
+                .map_err(|e| StoreError::io("read ephemeral file", &self.path, &e))?;
         }
         Ok(())
     }
 
+    /// The values for somebody who wants many of them. Writers wait meanwhile: for frozen layers, which have none.
+    pub fn values(&self) -> ValuesView<'_> {
+        ValuesView { layer: self, contents: read(&self.contents) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        read(&self.contents).slot_count == 0
+    }
+}
+
+/// Holds the lock of a layer's contents for reading.
+pub struct ValuesView<'a> {
+    layer: &'a InMemoryLayer,
+    contents: RwLockReadGuard<'a, Contents>,
+}
+
+impl ValuesView<'_> {
     /// All keys in order, each with its values in ascending LSN order, handed to `visit`.
     pub fn for_each_sorted<E>(&self, mut visit: impl FnMut(&Key, &[Stored]) -> Result<(), E>) -> Result<(), E> {
-        let contents = read(&self.contents);
+        let contents = &self.contents;
         let mut keys: Vec<(Key, u32)> = contents.newest.iter().map(|(k, i)| (*k, *i)).collect();
         keys.sort_unstable();
         let mut chain = Vec::new();
@@ -443,8 +414,15 @@ impl InMemoryLayer {
         Ok(())
     }
 
-    pub fn is_empty(&self) -> bool {
-        read(&self.contents).slot_count == 0
+    /// A value's bytes, if they are in memory.
+    pub fn in_memory(&self, position: u64, len: u32) -> Option<&[u8]> {
+        self.contents.values.in_memory(position, len)
+    }
+
+    /// Copies any bytes, from the file or from memory.
+    pub fn read_at(&self, out: &mut [u8], position: u64) -> Result<(), StoreError> {
+        let in_file = self.layer.copy(&self.contents, out, position)?;
+        self.layer.read_file(out, &in_file)
     }
 }
 
@@ -466,7 +444,7 @@ mod tests {
     }
 
     fn layer(dir: &Path) -> InMemoryLayer {
-        InMemoryLayer::new(Lsn(0x10), dir.join("ephemeral-1"), Instant::now())
+        InMemoryLayer::new(Lsn(0x10), dir.join("ephemeral-1"), Instant::now(), Arc::new(ValueMemory::new(1 << 21)))
     }
 
     fn bytes_of(layer: &InMemoryLayer, found: &Found) -> Vec<u8> {
@@ -551,11 +529,12 @@ mod tests {
             layer.put(&batch).unwrap();
         }
         assert_eq!(layer.size(), 6_000_000);
-        assert!(layer.file_len() >= 5 << 20 && layer.file_len() < layer.size());
+        assert!(layer.file_len() >= 3 << 20 && layer.file_len() < layer.size() - (1 << 20));
         let mut whole = vec![0; layer.size() as usize];
         layer.read_at(&mut whole, 0).unwrap();
         let mut seen = 0;
         layer
+            .values()
             .for_each_sorted(|key, chain| {
                 assert_eq!(chain.len(), 2000);
                 for (n, stored) in chain.iter().enumerate() {

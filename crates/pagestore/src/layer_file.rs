@@ -22,25 +22,28 @@ use pagecore::{Key, Lsn, BLCKSZ};
 use crate::cache::Cache;
 use crate::error::StoreError;
 use crate::page_cache::PageCache;
+use crate::values::ValueMemory;
 
 const BLOCK: u64 = BLCKSZ as u64;
 /// Summary, one block of blobs, one of index.
 const FILE_SIZE_MIN: u64 = 3 * BLOCK;
 const OPEN_FILES: usize = 512;
 
-/// Caches of the whole process: index blocks, open files, reconstructed pages.
+/// What the whole process shares: caches of index blocks, open files and reconstructed pages; memory for new values.
 pub struct Caches {
     nodes: Cache<(u64, u32), Arc<Node>>,
     files: Cache<u64, Arc<File>>,
     pub pages: PageCache,
+    pub values: Arc<ValueMemory>,
 }
 
 impl Caches {
-    pub fn new(block_cache_bytes: usize, page_cache_bytes: usize) -> Caches {
+    pub fn new(block_cache_bytes: usize, page_cache_bytes: usize, value_memory_bytes: usize) -> Caches {
         Caches {
             nodes: Cache::new(block_cache_bytes),
             files: Cache::new(OPEN_FILES),
             pages: PageCache::new(page_cache_bytes),
+            values: Arc::new(ValueMemory::new(value_memory_bytes)),
         }
     }
 
@@ -404,7 +407,7 @@ pub fn inspect(path: &Path) -> Result<(LayerFile, Summary), StoreError> {
     let mut block = vec![0; BLCKSZ];
     file.read_exact_at(&mut block, 0).map_err(|e| StoreError::corrupt(&object, format!("no summary: {e}")))?;
     let summary = Summary::decode(&block).map_err(|e| StoreError::corrupt(&object, e))?;
-    let caches = Arc::new(Caches::new(4 << 20, 0));
+    let caches = Arc::new(Caches::new(4 << 20, 0, 0));
     let layer = LayerFile::new(summary.name.clone(), path.to_path_buf(), size, summary.tenant_id, caches);
     layer.open()?;
     Ok((layer, summary))

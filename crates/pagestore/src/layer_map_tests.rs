@@ -3,9 +3,10 @@ use std::time::Instant;
 use super::*;
 use crate::layer_file::Caches;
 use crate::testing::Random;
+use crate::values::ValueMemory;
 
 fn files(names: impl IntoIterator<Item = LayerName>) -> Vec<Arc<LayerFile>> {
-    let caches = Arc::new(Caches::new(0, 0));
+    let caches = Arc::new(Caches::new(0, 0, 0));
     let file = |name: LayerName| {
         Arc::new(LayerFile::new(name.clone(), name.to_string().into(), 24576, [0; 16], Arc::clone(&caches)))
     };
@@ -13,7 +14,7 @@ fn files(names: impl IntoIterator<Item = LayerName>) -> Vec<Arc<LayerFile>> {
 }
 
 fn memory(start: u64, end: Option<u64>) -> Arc<InMemoryLayer> {
-    let layer = InMemoryLayer::new(Lsn(start), "none".into(), Instant::now());
+    let layer = InMemoryLayer::new(Lsn(start), "none".into(), Instant::now(), Arc::new(ValueMemory::new(0)));
     if let Some(end) = end {
         layer.freeze(Lsn(end)).unwrap();
     }

@@ -18,6 +18,7 @@ pub mod redo;
 pub mod redo_process;
 pub mod rel_size;
 pub mod timeline;
+pub mod values;
 
 #[cfg(test)]
 mod testing;

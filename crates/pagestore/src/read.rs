@@ -230,8 +230,8 @@ impl Plan {
 fn read_range(source: &Layer, start: u64, end: u64) -> Result<Bytes, StoreError> {
     match source {
         Layer::Memory(layer) => {
-            let mut buffer = vec![0; (end.min(layer.file_len()) - start) as usize];
-            layer.read_file(&mut buffer, start)?;
+            let mut buffer = vec![0; (end.min(layer.size()) - start) as usize];
+            layer.read_at(&mut buffer, start)?;
             Ok(Bytes::from(buffer))
         }
         Layer::File(file) => {

@@ -440,7 +440,7 @@ fn key_for(n: u64) -> Key {
 /// Puts, freezes, flushes, branches, image layers and reads at random, compared with the dictionary.
 fn run_model(seed: u64) {
     let mut random = Random(seed);
-    let caches = Arc::new(Caches::new(64 * BLCKSZ, 64 * BLCKSZ));
+    let caches = Arc::new(Caches::new(64 * BLCKSZ, 64 * BLCKSZ, 2 << 20));
     let dir = TempDir::new();
     let config = crate::TimelineConfig { caches: Arc::clone(&caches), ..store_config(&dir, 0x100) };
     let store = TimelineStore::new(config).unwrap();

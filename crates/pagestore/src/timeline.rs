@@ -437,7 +437,8 @@ impl Writer<'_> {
             return Ok(Arc::clone(open));
         }
         let path = self.store.home.directory.join(format!("ephemeral-{}", next_ephemeral_number()));
-        let open = Arc::new(InMemoryLayer::new(self.state.next_open_layer_at, path, Instant::now()));
+        let memory = Arc::clone(&self.store.caches.values);
+        let open = Arc::new(InMemoryLayer::new(self.state.next_open_layer_at, path, Instant::now(), memory));
         self.store.change_map(|map| Ok((LayerMap { open: Some(Arc::clone(&open)), ..map.clone() }, ())))?;
         Ok(open)
     }

@@ -2,7 +2,8 @@
 
 Only what the parts built so far read is acted upon; the other known keys are checked and kept, so that one file serves
 this and Neon's server. Keys of ours: `pg_installations` (a table from major version to an installation's directory),
-`client_page_cache_bytes` (memory for pages as they were answered; default: an eighth of the machine's).
+`client_page_cache_bytes` (memory for pages as they were answered; default: an eighth of the machine's),
+`open_layer_memory_bytes` (memory for values that are not in a layer file yet; the rest goes to ephemeral files).
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ class ServerSettings(_Table):
     locale: str = "C.UTF-8"
     page_cache_size: Positive = 8192
     client_page_cache_bytes: U64 | None = None
+    open_layer_memory_bytes: U64 | None = None
     max_file_descriptors: Positive = 100
     pg_distrib_dir: str | None = None
     pg_installations: dict[str, str] = {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pageserver import _core
-from pageserver.config import ServerSettings, client_page_cache_bytes
+from pageserver.config import ServerSettings, client_page_cache_bytes, open_layer_memory_bytes
 from pageserver.ids import TenantShardId
 from pageserver.postgres.redo_scratch import RedoScratch
 from pageserver.timeline.engine import RedoPool, StoreParameters, TimelineStore
@@ -23,6 +23,7 @@ class CoreEngine:
         self._caches = _core.Caches(
             block_cache_bytes=settings.page_cache_size * _PAGE_SIZE,
             page_cache_bytes=client_page_cache_bytes(settings),
+            value_memory_bytes=open_layer_memory_bytes(settings),
         )
         self._scratch = RedoScratch(pg_installations=settings.pg_installations, pg_distrib_dir=settings.pg_distrib_dir)
         self._redo_metrics = _core.RedoMetrics()

@@ -1,16 +1,18 @@
-"""The budget of the page cache: a setting, or a share of what the process may use."""
+"""Budgets of memory: a setting, or a share of what the process may use."""
 
 from pathlib import Path
 
 import pytest
 
-from pageserver.config import ServerSettings, client_page_cache_bytes
+from pageserver.config import ServerSettings, client_page_cache_bytes, open_layer_memory_bytes
 from pageserver.config.memory import usable_memory_bytes
 
 
 def test_a_setting_wins_over_the_share() -> None:
     assert client_page_cache_bytes(ServerSettings(client_page_cache_bytes=12345)) == 12345
     assert client_page_cache_bytes(ServerSettings()) == usable_memory_bytes() // 8
+    assert open_layer_memory_bytes(ServerSettings(open_layer_memory_bytes=0)) == 0
+    assert 0 < open_layer_memory_bytes(ServerSettings()) <= 256 << 20
 
 
 @pytest.mark.parametrize(("text", "expected"), [("1048576\n", 1 << 20), ("max\n", None), (None, None)])
