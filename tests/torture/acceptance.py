@@ -118,10 +118,12 @@ class AcceptanceRun:
             settings={**SERVER_SETTINGS, "full_page_writes": "on" if combination.full_page_writes else "off"},
             installation=installation,
         )
-        # Small layers and a short time-out, so that kills meet freezing, flushing and publishing.
+        # Small layers and a short time-out, so that kills meet freezing, flushing and publishing; little memory, so that
+        # a part of the values lies in ephemeral files.
         self._server = PageServerProcess(
             folder / "pageserver",
             settings={
+                "open_layer_memory_bytes": str(combination.checkpoint_distance // 4),
                 "tenant_config.checkpoint_distance": str(combination.checkpoint_distance),
                 "tenant_config.checkpoint_timeout": "'5s'",
             },
