@@ -11,6 +11,9 @@
 //! written, or while another timeline is resolved; every other wait ends when the timeline closes or the service stops.
 //! While a request waits or reads, no earlier answer waits in the output buffer: it is written before a batch begins.
 
+mod batch;
+mod metadata;
+
 use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::sync::atomic::Ordering::Relaxed;
@@ -18,9 +21,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pagecore::key::{FSM_FORK, VM_FORK};
-use pagecore::{Key, Lsn, RelTag, SlruKind, BLCKSZ};
+use pagecore::{Key, Lsn, RelTag, BLCKSZ};
 
+use self::batch::{break_reason, plan_reads, Batch, Found, Member};
 use crate::buffer::InputBuffer;
 use crate::error::{PageError, QueryError};
 use crate::handler::LogLevel;
@@ -30,14 +33,12 @@ use crate::lsn_rules::effective_lsn;
 use crate::metrics::{BatchBreak, HandlerOutcome, RequestKind};
 use crate::output::Output;
 use crate::protocol::frontend::{message_name, next_frame};
-use crate::protocol::pagestream::{Answer, Body, DecodeError, Header, Request, Version, MAX_SLRU_BLOCKS, TAG_TEST};
+use crate::protocol::pagestream::{Answer, Body, DecodeError, Header, Request, Version, TAG_TEST};
 use crate::registry::ResolveError;
-use crate::service::{Batching, Context, ServiceConfig};
-use crate::source::{GcHold, ReadAt, ReadError};
+use crate::service::Context;
+use crate::source::ReadError;
 use crate::timeline::{Closed, Handle, ShardSelector, WaitError};
 
-/// The default tablespace: the only one that DbSize counts.
-const DEFAULT_TABLESPACE: u32 = 1663;
 /// After so long without a request the buffers are given back.
 const RELEASE_AFTER: Duration = Duration::from_secs(10);
 static ZERO_PAGE: [u8; BLCKSZ] = [0; BLCKSZ];
@@ -52,36 +53,6 @@ pub(crate) enum StreamEnd {
 }
 
 type Flow = Result<(), StreamEnd>;
-
-/// One GetPage request in a batch.
-#[derive(Clone, Copy)]
-struct Member {
-    header: Header,
-    rel: RelTag,
-    block: u32,
-    lsn: Lsn,
-}
-
-/// What the batch found for a member.
-enum Found {
-    /// Index into the results of the vectored read.
-    Read(usize),
-    Zero,
-    Failed(ReadError),
-}
-
-/// Requests that become one vectored read. Buffers are kept from batch to batch.
-#[derive(Default)]
-struct Batch {
-    handle: Option<Handle>,
-    hold: GcHold,
-    members: Vec<Member>,
-    max_lsn: Lsn,
-    is_uniform_lsn: bool,
-    found: Vec<Found>,
-    keys: Vec<(Key, Lsn)>,
-    pages: Vec<Result<Bytes, ReadError>>,
-}
 
 pub(crate) struct PageStream {
     pub context: Arc<Context>,
@@ -387,102 +358,6 @@ impl PageStream {
         }
     }
 
-    // --- everything else ------------------------------------------------------------------------------------------
-
-    fn execute_other(&mut self, request: &Request<'_>) -> Flow {
-        let kind = match request.body {
-            Body::Exists { .. } => RequestKind::Exists,
-            Body::Nblocks { .. } => RequestKind::Nblocks,
-            Body::GetPage { .. } => RequestKind::GetPage,
-            Body::DbSize { .. } => RequestKind::DbSize,
-            Body::SlruSegment { .. } => RequestKind::SlruSegment,
-            Body::Test { .. } => RequestKind::Test,
-        };
-        self.context.metrics.request_started(kind);
-        if let Body::Test { message, .. } = request.body {
-            request.respond(self.version, &Answer::Test(message), &mut self.output.bytes);
-            return Ok(());
-        }
-        self.flush()?;
-        let mut has_token = false;
-        let handle = loop {
-            let handle = match self.resolve(ShardSelector::Zero)? {
-                Ok(handle) => handle,
-                Err(error) => return Err(StreamEnd::Query(error.for_command())),
-            };
-            if std::mem::replace(&mut has_token, true) {
-                break handle;
-            }
-            match handle.throttle.reserve(Instant::now()) {
-                None => break handle,
-                Some(pause) => self.pause(handle, pause)?,
-            }
-        };
-        let started = Instant::now();
-        let _hold = handle.source().hold_gc();
-        let source = handle.source();
-        let readable = |lsn| handle.is_readable_below_cutoff(lsn);
-        let answer = match effective_lsn(&request.header, source.last_record_lsn(), source.gc_cutoff(), readable) {
-            Err(error) => Err(error),
-            Ok(lsn) => match self.wait_for_lsn(&handle, lsn)? {
-                Err(error) => Err(error),
-                Ok(()) => {
-                    let at = ReadAt { lsn, latest: request.header.request_lsn == Lsn::MAX };
-                    self.read_other(&handle, request, at)
-                }
-            },
-        };
-        self.context.metrics.requests_executed(kind, started.elapsed(), 1);
-        match answer {
-            Ok(()) => {
-                self.context.metrics.outcome(HandlerOutcome::Success, 1);
-                Ok(())
-            }
-            Err(error) => self.answer_error(request, error),
-        }
-    }
-
-    fn read_other(&mut self, handle: &Handle, request: &Request<'_>, at: ReadAt) -> Result<(), PageError> {
-        let source = handle.source();
-        let failed = |error| page_error(error, handle, &request.body);
-        let mut segment = Vec::new();
-        let answer = match request.body {
-            Body::Exists { rel } => {
-                check_relnode(rel).map_err(failed)?;
-                Answer::Exists(source.rel_exists(rel, at).map_err(failed)?)
-            }
-            Body::Nblocks { rel } => {
-                check_relnode(rel).map_err(failed)?;
-                Answer::Nblocks(rel_size_or_zero(handle, rel, at).map_err(failed)?)
-            }
-            Body::DbSize { dbnode } => {
-                let blocks = source.db_size(DEFAULT_TABLESPACE, dbnode, at).map_err(failed)?;
-                Answer::DbSize(i64::try_from(blocks.saturating_mul(BLCKSZ as u64)).unwrap_or(i64::MAX))
-            }
-            Body::SlruSegment { kind, segno } => {
-                let kind =
-                    SlruKind::from_u8(kind).ok_or_else(|| PageError::BadRequest("invalid SLRU kind".to_string()))?;
-                let blocks = source.slru_segment(kind, segno, at).map_err(failed)?;
-                if blocks.len() > MAX_SLRU_BLOCKS {
-                    let text = format!("SLRU segment has {} blocks, the client has room for 32", blocks.len());
-                    return Err(failed(ReadError::Failed(text)));
-                }
-                for block in &blocks {
-                    let page = block.get(..BLCKSZ);
-                    let short = || ReadError::Failed(format!("SLRU block has {} bytes", block.len()));
-                    segment.extend_from_slice(page.ok_or_else(short).map_err(failed)?);
-                }
-                Answer::SlruSegment(&segment)
-            }
-            // Both are answered elsewhere.
-            Body::GetPage { .. } | Body::Test { .. } => {
-                return Err(PageError::BadRequest("invalid request".to_string()))
-            }
-        };
-        request.respond(self.version, &answer, &mut self.output.bytes);
-        Ok(())
-    }
-
     // --- answers and the socket -----------------------------------------------------------------------------------
 
     fn count(&self, error: &PageError) {
@@ -553,24 +428,6 @@ impl PageStream {
     }
 }
 
-/// Why the member cannot join the batch that is waiting (spec 4.3, in this order).
-fn break_reason(batch: &Batch, member: &Member, config: &ServiceConfig) -> Option<BatchBreak> {
-    if batch.members.len() >= config.max_batch_size {
-        return Some(BatchBreak::BatchFull);
-    }
-    if batch.is_uniform_lsn && member.lsn == batch.max_lsn {
-        return None;
-    }
-    match config.batching {
-        Batching::UniformLsn => Some(BatchBreak::NonUniformLsn),
-        Batching::ScatteredLsn => batch
-            .members
-            .iter()
-            .any(|other| other.lsn != member.lsn && other.block == member.block && other.rel == member.rel)
-            .then_some(BatchBreak::SamePageAtDifferentLsn),
-    }
-}
-
 fn request(header: Header, rel: RelTag, block: u32) -> Request<'static> {
     Request { header, body: Body::GetPage { rel, block } }
 }
@@ -588,43 +445,5 @@ fn page_error(error: ReadError, handle: &Handle, body: &Body<'_>) -> PageError {
         ReadError::Stopped => PageError::Shutdown,
         ReadError::Failed(_) if handle.watch_closed().borrow().is_some() => PageError::Shutdown,
         ReadError::Failed(text) => PageError::Read(format!("{text} ({body:?})")),
-    }
-}
-
-fn check_relnode(rel: RelTag) -> Result<(), ReadError> {
-    match rel.relnode {
-        0 => Err(ReadError::Failed("relation number 0".to_string())),
-        _ => Ok(()),
-    }
-}
-
-/// PostgreSQL creates the free space and visibility map forks on demand and asks for their size first.
-fn rel_size_or_zero(handle: &Handle, rel: RelTag, at: ReadAt) -> Result<u32, ReadError> {
-    match handle.source().rel_size(rel, at)? {
-        Some(blocks) => Ok(blocks),
-        None if matches!(rel.forknum, FSM_FORK | VM_FORK) => Ok(0),
-        None => Err(ReadError::Failed(format!("relation {rel} not found at {}", at.lsn))),
-    }
-}
-
-/// Looks up sizes and decides which members need a read. Neighbours mostly ask for the same relation at the same LSN.
-fn plan_reads(handle: &Handle, batch: &mut Batch) {
-    let mut known: Option<(RelTag, ReadAt, Result<u32, ReadError>)> = None;
-    for member in &batch.members {
-        let at = ReadAt { lsn: member.lsn, latest: member.header.request_lsn == Lsn::MAX };
-        let is_known = matches!(&known, Some((rel, known_at, _)) if *rel == member.rel && *known_at == at);
-        if !is_known {
-            let size = check_relnode(member.rel).and_then(|()| rel_size_or_zero(handle, member.rel, at));
-            known = Some((member.rel, at, size));
-        }
-        let found = match &known {
-            Some((_, _, Ok(blocks))) if member.block < *blocks => {
-                batch.keys.push((Key::rel_block(member.rel, member.block), member.lsn));
-                Found::Read(batch.keys.len() - 1)
-            }
-            Some((_, _, Err(error))) => Found::Failed(error.clone()),
-            _ => Found::Zero,
-        };
-        batch.found.push(found);
     }
 }
