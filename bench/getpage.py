@@ -1,8 +1,9 @@
 """GetPage over loopback: `pagebench` against the server, and against `pagebench-echo` in the same minute.
 
-Blocks are drawn uniformly over all pages of the pgbench relations. Two states of the timeline: `images`, right after
-the import, when every page is in an image layer; `deltas`, right after some minutes of pgbench, when nothing was
-compacted and the few pages of branches and tellers carry tens of thousands of records each.
+Blocks are drawn uniformly over all pages of the pgbench relations. Three states of the timeline: `images`, right after
+the import, when every page is in an image layer; `images, small cache`, the same with a cache of pages that holds a
+twelfth of them, so that most pages come out of the layer files; `deltas`, right after some minutes of pgbench, when
+nothing was compacted and the few pages of branches and tellers carry tens of thousands of records each.
 
 The echo (one thread a connection, one read, one write, a constant page) is what loopback and the load generator allow
 at most. Measurements alternate, echo and server, and each figure is the median of the repetitions, so that other
@@ -22,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.world import ROOT, Report, lsn_number, note, page_server, primary, work_directory
-from tests.page_server import PageServerProcess, free_port
+from tests.page_server import PageServerProcess
+from tests.ports import free_port
 from tests.postgres.server import PostgresServer
 
 SHAPES = ((1, 1), (1, 32), (8, 1), (8, 32))
 """(connections, requests in flight on each)"""
+
+SMALL_CACHE_BYTES = 64 << 20
 
 PRIMARY_SETTINGS = {
     "shared_buffers": "1GB",
@@ -89,7 +93,7 @@ class Generator:
 
 
 def run(report: Report, options: Options) -> None:
-    """Measure both states."""
+    """Measure all states."""
     folder = options.pagebench_folder or build_pagebench()
     with (
         work_directory() as base,
@@ -102,10 +106,21 @@ def run(report: Report, options: Options) -> None:
         generator = Generator(folder, options, write_blocks(base / "blocks.json", postgres))
         ids = (tenant, timeline)
         measure_state(report, generator, server, ids, options, "images", {})
+        with restarted_with(server, "client_page_cache_bytes", str(SMALL_CACHE_BYTES)):
+            facts = {"client_page_cache_bytes": SMALL_CACHE_BYTES}
+            measure_state(report, generator, server, ids, options, "images, small cache", facts)
         load = run_load(postgres, options.load_seconds)
         wait_until_followed(server, timeline, postgres)
         write_blocks(base / "blocks.json", postgres)
         measure_state(report, generator, server, ids, options, "deltas", load)
+
+
+@contextmanager
+def restarted_with(server: PageServerProcess, setting: str, value: str) -> Iterator[None]:
+    """Restart the server with another setting, and without it afterwards."""
+    server.restart(more={setting: value})
+    yield
+    server.restart()
 
 
 def build_pagebench() -> Path:
@@ -199,6 +214,6 @@ def _medians(runs: list[Measured], prefix: str) -> dict[str, float]:
 
 
 def _target(state: str, connections: int, depth: int) -> str | None:
-    if state == "images":
+    if state != "deltas":
         return "ratio >= 0.5" if depth == 32 else "p50_ratio <= 2"
     return "requests_per_second >= 10000 and p99_us <= 15000" if (connections, depth) == (8, 1) else None

@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 from pageserver import _core  # noqa: E402
 from pageserver.keyspace.key import Key, RelTag  # noqa: E402
-from tests.page_server import PageServerProcess, free_port  # noqa: E402
+from tests.page_server import PageServerProcess  # noqa: E402
+from tests.ports import free_port  # noqa: E402
 from tests.postgres.provision import provision_wheel  # noqa: E402
 from tests.postgres.server import PostgresServer, unprivileged_user  # noqa: E402
 

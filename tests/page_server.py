@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from types import TracebackType
 from typing import Any
 
 import httpx
+
+from tests.ports import free_port
 
 SOURCES = Path(__file__).parents[1] / "src"
 _START_TIMEOUT_SECONDS = 60.0
@@ -48,10 +49,14 @@ class PageServerProcess:
         if self.is_running():
             self.stop()
 
-    def start(self) -> None:
-        """Start and wait until it answers. Raises AssertionError with the end of its log if it does not."""
+    def start(self, *, more: dict[str, str] | None = None) -> None:
+        """Start, with more settings if any, and wait until it answers.
+
+        Raises AssertionError with the end of its log if it does not.
+        """
         assert self._process is None, "it runs already"
-        options = [part for key, value in self._settings.items() for part in ("-c", f"{key}={value}")]
+        settings = {**self._settings, **(more or {})}
+        options = [part for key, value in settings.items() for part in ("-c", f"{key}={value}")]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pageserver.cli.pageserver", "-D", str(self.workdir), *options],
@@ -68,6 +73,11 @@ class PageServerProcess:
         code = self._process.wait(timeout_seconds)
         self._process = None
         return code
+
+    def restart(self, *, more: dict[str, str] | None = None) -> None:
+        """Stop orderly and start again."""
+        self.stop()
+        self.start(more=more)
 
     def kill(self) -> None:
         """Kill it as a crash would."""
@@ -105,15 +115,6 @@ class PageServerProcess:
         with contextlib.suppress(httpx.TransportError):
             return bool(self.api("GET", "/v1/status"))
         return False
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 def _run(command: str, *arguments: str, statuses: Collection[int] = (0,)) -> str:

@@ -14,7 +14,8 @@ import psycopg
 import pytest
 
 from tests.conftest import MakeServer
-from tests.page_server import PageServerProcess, free_port
+from tests.page_server import PageServerProcess
+from tests.ports import free_port
 from tests.postgres.server import PostgresServer, unprivileged_user
 
 MAJOR = 16

@@ -19,7 +19,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from typing import Literal
 
 import psycopg
 
+from tests.ports import free_port
 from tests.postgres.provision import Installation, provision
 
 QUICK_SETTINGS: Mapping[str, str] = {
@@ -65,14 +65,6 @@ def unprivileged_user() -> str | None:
             pwd.getpwnam(name)
             return name
     raise ServerError("we are root and there is neither a user 'postgres' nor 'nobody' to run PostgreSQL as")
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback address that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class PostgresServer:

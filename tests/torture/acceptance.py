@@ -118,8 +118,8 @@ class AcceptanceRun:
             settings={**SERVER_SETTINGS, "full_page_writes": "on" if combination.full_page_writes else "off"},
             installation=installation,
         )
-        # Small layers and a short time-out, so that kills meet freezing, flushing and publishing; little memory, so that
-        # a part of the values lies in ephemeral files.
+        # Small layers and a short time-out, so that kills meet freezing, flushing and publishing; little memory, so
+        # that a part of the values lies in ephemeral files.
         self._server = PageServerProcess(
             folder / "pageserver",
             settings={
