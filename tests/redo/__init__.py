@@ -1,1 +1,4 @@
-"""The WAL that the redo tests of `crates/pagecore/tests/consistency.rs` replay, and the workload that makes it."""
+"""WAL of real servers that reaches every kind of record, for the proof of redo.
+
+`workload.py` is what the servers do, `make_wal.py` makes runs of it, `coverage.py` counts what occurred in them.
+"""
