@@ -24,12 +24,12 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from pageserver.clock import SystemClock
+from pageserver.clock import Clock, SystemClock
 from pageserver.config import InvalidSettingError, RemoteStorage, ServerConfig
 from pageserver.errors import PageServerError
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import configure_logging, render_metrics
-from pageserver.remote import GenerationClaim, LocalStore, ObjectStorage, paths
+from pageserver.remote import GenerationClaim, LocalStore, ObjectStorage, open_object_storage, paths
 from pageserver.remote.generations import probe_store
 from pageserver.remote.local_store import make_directory_durable, sync_directory
 from pageserver.serve.page_service import PageServiceRoom
@@ -81,9 +81,6 @@ def check_supported(config: ServerConfig) -> None:
     for key, is_set in unsupported.items():
         if is_set:
             raise InvalidSettingError(f"{key}: not supported yet by this release")
-    if settings.remote_storage is not None and settings.remote_storage.kind != "local":
-        kind = settings.remote_storage.kind
-        raise InvalidSettingError(f"remote_storage: {kind} is not supported yet, use local_path")
 
 
 def prepare_workdir(config: ServerConfig) -> None:
@@ -114,7 +111,7 @@ def pid_file(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def open_storage(config: ServerConfig, log: Any) -> tuple[ObjectStorage, bool]:
+def open_storage(config: ServerConfig, clock: Clock, log: Any) -> tuple[ObjectStorage, bool]:
     """Return the store, and whether layers go there too. Raises InvalidSettingError."""
     remote: RemoteStorage | None = config.settings.remote_storage
     local = config.workdir / LOCAL_STORE_DIRECTORY
@@ -126,8 +123,15 @@ def open_storage(config: ServerConfig, log: Any) -> tuple[ObjectStorage, bool]:
             f"remote_storage: {local} holds timelines that were made without remote storage; moving them there is not "
             "supported yet"
         )
-    assert remote.local_path is not None, "other kinds are refused before"
-    return LocalStore(config.workdir / remote.local_path), True
+    storage = open_object_storage(
+        remote,
+        workdir=config.workdir,
+        clock=clock,
+        log=log,
+        failures=config.settings.test_remote_failures,
+        failure_percent=config.settings.test_remote_failures_probability,
+    )
+    return storage, True
 
 
 def bind(address: str) -> socket.socket:
@@ -159,7 +163,7 @@ class _Server:
     async def run(self) -> None:
         config, settings, clock = self._config, self._config.settings, SystemClock()
         http_socket = bind(settings.listen_http_addr)
-        storage, stores_layers = open_storage(config, self._log)
+        storage, stores_layers = open_storage(config, clock, self._log)
         engine = CoreEngine(settings, self._log)
         pages = PageServiceRoom(settings, self._log)
         way_in = PostgresWayIn(

@@ -8,6 +8,7 @@ this and Neon's server. Keys of ours: `pg_installations` (a table from major ver
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,7 +26,10 @@ class _Table(BaseModel):
 
 
 class RemoteStorage(_Table):
-    """`[remote_storage]` of any kind; the kind follows from the keys present (remote-storage.md 16)."""
+    """`[remote_storage]` of any kind; the kind follows from the keys present (remote-storage.md 16). Keys of ours:
+    `server_side_encryption`, `sse_kms_key_id` and `sse_bucket_key_enabled` (S3's names and values), and `endpoint` for
+    Azure and GCS.
+    """
 
     local_path: str | None = None
     bucket_name: str | None = None
@@ -33,14 +37,17 @@ class RemoteStorage(_Table):
     prefix_in_bucket: str | None = None
     endpoint: str | None = None
     upload_storage_class: str | None = None
+    server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    sse_kms_key_id: str | None = None
+    sse_bucket_key_enabled: bool | None = None
     container_name: str | None = None
     container_region: str | None = None
-    storage_account: str | None = None
+    storage_account: str | None = Field(default_factory=lambda: os.environ.get("AZURE_STORAGE_ACCOUNT"))
     prefix_in_container: str | None = None
     concurrency_limit: Positive = 100
     max_keys_per_list_response: int | None = None
-    conn_pool_size: int = 8
-    put_block_size_mb: int = 0
+    conn_pool_size: Annotated[int, Field(ge=0)] = 8
+    put_block_size_mb: Annotated[int, Field(ge=0)] = 0
     timeout: Duration = Duration.parse("2m")
     small_timeout: Duration = Duration.parse("30s")
 
@@ -50,12 +57,14 @@ class RemoteStorage(_Table):
             return "local"
         if self.bucket_name is not None and self.bucket_region is not None:
             return "s3"
-        if self.container_name is not None:
+        if self.container_name is not None and self.container_region is not None:
             return "azure"
         return "gcs"
 
     @model_validator(mode="after")
     def _some_kind_fits(self) -> RemoteStorage:
+        if self.sse_kms_key_id is not None and self.server_side_encryption not in ("aws:kms", "aws:kms:dsse"):
+            raise ValueError("sse_kms_key_id needs server_side_encryption = 'aws:kms' or 'aws:kms:dsse'")
         azure = self.container_name is not None and self.container_region is not None
         if self.local_path is None and self.bucket_name is None and not azure:
             raise ValueError("none of local_path, bucket_name, or container_name with container_region is given")

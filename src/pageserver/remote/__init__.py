@@ -9,9 +9,22 @@ from pageserver.remote.generations import GenerationClaim, claim_generation, fin
 from pageserver.remote.index_part import IndexDecodeError, IndexPart, LayerEntry, TimelineMetadata
 from pageserver.remote.layer_name import LayerName, LayerNameError
 from pageserver.remote.local_store import LocalStore
-from pageserver.remote.storage import ObjectExistsError, ObjectNotFoundError, ObjectStorage, StoredObject
+from pageserver.remote.open_store import open_object_storage
+from pageserver.remote.retry import RetryingStorage, RetryPolicy
+from pageserver.remote.storage import (
+    FetchedObject,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectStorage,
+    StoredObject,
+    StoreRefusedError,
+    StoreUnavailableError,
+    UnknownOutcomeError,
+    delete_prefix,
+)
 
 __all__ = [
+    "FetchedObject",
     "GenerationClaim",
     "IndexDecodeError",
     "IndexPart",
@@ -22,8 +35,15 @@ __all__ = [
     "ObjectExistsError",
     "ObjectNotFoundError",
     "ObjectStorage",
+    "RetryPolicy",
+    "RetryingStorage",
+    "StoreRefusedError",
+    "StoreUnavailableError",
     "StoredObject",
     "TimelineMetadata",
+    "UnknownOutcomeError",
     "claim_generation",
+    "delete_prefix",
     "find_generationed",
+    "open_object_storage",
 ]
