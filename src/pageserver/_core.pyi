@@ -501,6 +501,9 @@ class LayerInfo:
     def file_size(self) -> int: ...
     @property
     def is_l0(self) -> bool: ...
+    @property
+    def is_resident(self) -> bool:
+        """Say whether the file is on this disk now."""
 
 @final
 class OpenLayerInfo:
@@ -543,8 +546,12 @@ class TimelineStore:
         ancestor_lsn: int,
         redo: RedoPool | None,
         caches: Caches,
+        download: Callable[[str], None] | None = None,
     ) -> TimelineStore:
-        """Open an empty store; ``add_layers`` tells it what is on disk.
+        """Open an empty store; ``add_layers`` tells it what layers there are.
+
+        ``download`` brings a layer, given by its logical name, to the path it was added with. It is called by threads
+        that read, several at once for one layer, and blocks; without it all layers must be on this disk.
 
         ``shard`` is number, count and stripe size in pages. ``flavour`` is ``neon`` or ``stock``. The first open layer
         starts at ``next_open_layer_at``: disk_consistent_lsn + 1 after a load, the timeline's first LSN when it is new.
@@ -579,14 +586,16 @@ class TimelineStore:
     def wait_lsn(self, lsn: int, timeout_seconds: float) -> bool:
         """Block until ``last_record_lsn`` reaches ``lsn``; False at the time-out. Raises: StoppedError."""
 
-    def add_layer(self, name: str, path: str | PathLike[str], file_size: int) -> None:
-        """Add a complete file under its logical name. Raises: ConflictError (another file has the name)."""
-
-    def add_layers(self, layers: list[tuple[str, str | PathLike[str], int]]) -> None:
+    def add_layers(self, layers: Sequence[tuple[str, str | PathLike[str], int]]) -> None:
         """Add many files as one step: name, path, size."""
 
     def remove_layers(self, names: list[str], *, delete_files: bool = False) -> None:
         """Take layers out of the map, and their files from the disk; reads that use them go on."""
+
+    def evict_layers(self, names: list[str]) -> None:
+        """Remove the files of layers, not the layers: the next read downloads them. Raises: NotFoundError, RequestError
+        (there is no ``download``).
+        """
 
     def layers(self) -> list[LayerInfo]:
         """Return all layer files, images first, by key and LSN."""

@@ -34,6 +34,7 @@ from pageserver.remote.generations import probe_store
 from pageserver.remote.local_store import make_directory_durable, sync_directory
 from pageserver.serve.page_service import PageServiceRoom
 from pageserver.tenant import TenantManager, TenantResources
+from pageserver.timeline import DownloadCounts
 from pageserver.timeline.core_engine import CoreEngine
 from pageserver.wal.way_in import PostgresWayIn
 
@@ -190,6 +191,7 @@ class _Server:
             pages=pages,
             way_in=way_in,
             claim=claim,
+            downloads=DownloadCounts(),
             clock=clock,
             log=self._log,
         )

@@ -88,7 +88,7 @@ def import_timeline(
     )
     for layer in written:
         assert isinstance(layer, _core.LayerInfo)
-        store.add_layer(layer.name, layer.path, layer.file_size)
+        store.add_layers([(layer.name, layer.path, layer.file_size)])
     applier = WalApplier(
         store,
         start=start.normalised(),

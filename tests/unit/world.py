@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pageserver.lsn import Lsn
 from pageserver.remote import GenerationClaim, LayerName, LocalStore, paths
 from pageserver.remote.source_document import Flavour, SourceDocument, SourceTraits
 from pageserver.tenant import RootParameters, SourceSlot, TenantFacts, TenantManager, TenantResources, WalSource
-from pageserver.timeline import Engine, RedoPool, SourceStatus, StoreParameters, Timeline
+from pageserver.timeline import DownloadCounts, Engine, RedoPool, SourceStatus, StoreParameters, Timeline
 
 TENANT = TenantShardId(TenantId(bytes.fromhex("aa" * 16)))
 ROOT = TimelineId(bytes.fromhex("11" * 16))
@@ -46,6 +47,7 @@ class FakeLayer:
     lsn_start: int = 0
     lsn_end: int = 0
     is_l0: bool = True
+    is_resident: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,13 @@ class FakeStore:
     def set_gc_cutoff(self, lsn: int) -> None:
         self.gc_cutoff = lsn
 
-    def add_layer(self, name: str, path: str, file_size: int) -> None:
-        assert Path(path).stat().st_size == file_size
-        self.named[name] = FakeLayer(name, file_size)
+    def add_layers(self, layers: Sequence[tuple[str, str | PathLike[str], int]]) -> None:
+        for name, path, file_size in layers:
+            assert self.parameters.download is not None or Path(path).stat().st_size == file_size
+            self.named[name] = FakeLayer(name, file_size)
+
+    def evict_layers(self, names: list[str]) -> None:
+        raise NotImplementedError
 
     def remove_layers(self, names: list[str]) -> None:
         for name in names:
@@ -306,6 +312,7 @@ class World:
             engine=engine,
             pages=pages,
             way_in=way_in,
+            downloads=DownloadCounts(),
             claim=GenerationClaim(1234, f"instance {number}", "host", datetime.now(UTC).isoformat()),
             clock=SystemClock(),
             log=structlog.get_logger(),

@@ -58,6 +58,7 @@ pub fn store_error(py: Python<'_>, error: &StoreError) -> PyErr {
         }
         StoreError::InvalidLsn | StoreError::NotSparse | StoreError::Invalid(_) => facts(&[], "RequestError"),
         StoreError::NotFound(_) => facts(&[], "NotFoundError"),
+        StoreError::Download { layer, .. } => facts(&[("layer", layer.clone())], "UnavailableError"),
         StoreError::Exists { path } => facts(&[("path", path.clone())], "ConflictError"),
         StoreError::Corrupt { object, .. } => facts(&[("path", object.clone())], "CorruptDataError"),
         StoreError::CorruptValue { key, lsn, .. } | StoreError::Redo { key, lsn, .. } => {

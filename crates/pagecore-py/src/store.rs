@@ -10,7 +10,7 @@ use pagecore::layer::{Compression, LayerName};
 use pagecore::{Flavour, Key, Lsn, RelTag, ShardIdentity, SlruKind, BLCKSZ};
 use pagestore::image_layer::{ImageLayerPlan, Piece};
 use pagestore::layer_file::{inspect, LayerFile};
-use pagestore::{StoreError, TimelineConfig, WrittenLayer};
+use pagestore::{LayerFetch, StoreError, TimelineConfig, WrittenLayer};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
@@ -128,6 +128,11 @@ impl LayerInfo {
     }
 
     #[getter]
+    fn is_resident(&self) -> bool {
+        self.path.exists()
+    }
+
+    #[getter]
     fn is_l0(&self) -> bool {
         self.name.is_l0()
     }
@@ -177,12 +182,29 @@ fn ranges_of(py: Python<'_>, ranges: &[KeyRange]) -> PyResult<Vec<std::ops::Rang
     ranges.iter().map(|(start, end)| Ok(key_of(py, start)?..key_of(py, end)?)).collect()
 }
 
+/// Asks Python for a layer that is not on this disk.
+struct Download(Py<PyAny>);
+
+impl LayerFetch for Download {
+    fn fetch(&self, name: &LayerName) -> Result<(), StoreError> {
+        let layer = name.to_string();
+        Python::attach(|py| {
+            let Err(error) = self.0.bind(py).call1((layer.as_str(),)) else { return Ok(()) };
+            let stopped = py.import("pageserver.errors").and_then(|errors| errors.getattr("StoppedError"));
+            Err(match stopped.is_ok_and(|stopped| error.is_instance(py, &stopped)) {
+                true => StoreError::Stopped,
+                false => StoreError::Download { layer, detail: error.value(py).to_string() },
+            })
+        })
+    }
+}
+
 #[pymethods]
 impl TimelineStore {
     #[new]
     #[pyo3(signature = (*, directory, tenant_id, timeline_id, shard, pg_version, flavour, hint_bits_logged,
         data_checksums, last_record_lsn, prev_record_lsn, disk_consistent_lsn, gc_cutoff_lsn, next_open_layer_at,
-        ancestor, ancestor_lsn, redo, caches))]
+        ancestor, ancestor_lsn, redo, caches, download = None))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only: everything a timeline is made from")]
     fn new(
         py: Python<'_>,
@@ -203,6 +225,7 @@ impl TimelineStore {
         ancestor_lsn: u64,
         redo: Option<&PyRedoPool>,
         caches: &Caches,
+        download: Option<Py<PyAny>>,
     ) -> PyResult<TimelineStore> {
         let flavour = match flavour {
             "neon" => Flavour::Neon,
@@ -231,6 +254,7 @@ impl TimelineStore {
             ancestor_lsn: Lsn(ancestor_lsn),
             redo: redo.map(|pool| pool.for_timeline(hint_bits_logged)),
             caches: Arc::clone(&caches.caches),
+            fetch: download.map(|download| Arc::new(Download(download)) as Arc<dyn LayerFetch>),
         };
         Ok(TimelineStore { store: pagestore::TimelineStore::new(config).or_raise(py)? })
     }
@@ -286,10 +310,6 @@ impl TimelineStore {
         py.detach(|| self.store.wait_lsn(Lsn(lsn), Instant::now() + timeout)).or_raise(py)
     }
 
-    fn add_layer(&self, py: Python<'_>, name: &str, path: PathBuf, file_size: u64) -> PyResult<()> {
-        self.add_layers(py, vec![(name.to_string(), path, file_size)])
-    }
-
     fn add_layers(&self, py: Python<'_>, layers: Vec<(String, PathBuf, u64)>) -> PyResult<()> {
         let layers = layers
             .into_iter()
@@ -302,6 +322,11 @@ impl TimelineStore {
     fn remove_layers(&self, py: Python<'_>, names: Vec<String>, delete_files: bool) -> PyResult<()> {
         let names = names.iter().map(|n| name_of(py, n)).collect::<PyResult<Vec<_>>>()?;
         py.detach(|| self.store.remove_layers(&names, delete_files)).or_raise(py)
+    }
+
+    fn evict_layers(&self, py: Python<'_>, names: Vec<String>) -> PyResult<()> {
+        let names = names.iter().map(|n| name_of(py, n)).collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| self.store.evict_layers(&names)).or_raise(py)
     }
 
     fn layers(&self) -> Vec<LayerInfo> {

@@ -75,6 +75,7 @@ fn main() -> Result<(), AnyError> {
         ancestor_lsn: Lsn(0),
         redo: None,
         caches: Arc::new(Caches::new(64 << 20, 64 << 20, 0)),
+        fetch: None,
     })?;
     let mut random = Random(42);
 

@@ -31,6 +31,9 @@ pub enum StoreError {
     CorruptValue { key: Key, lsn: Lsn, detail: String },
     #[error("{context} {path}: {detail}")]
     Io { context: &'static str, path: String, detail: String },
+    /// A layer is not on this disk and could not be brought here.
+    #[error("layer {layer} could not be downloaded: {detail}")]
+    Download { layer: String, detail: String },
     /// A file that must not be replaced is there already.
     #[error("{path} exists already")]
     Exists { path: String },

@@ -5,6 +5,7 @@
 //! wrong with the file is an error that names it.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -68,7 +69,13 @@ struct Opened {
     timeline_id: [u8; 16],
 }
 
-/// One layer file.
+/// Brings layer files that are not on this disk.
+pub trait LayerFetch: Send + Sync {
+    /// Blocks until the file is at the layer's path, complete. Called by several readers at once; one transfer serves them all.
+    fn fetch(&self, name: &LayerName) -> Result<(), StoreError>;
+}
+
+/// One layer file. It need not be on this disk: with a `LayerFetch`, the first read brings it.
 pub struct LayerFile {
     /// Unique in the process: a rewritten layer has the same name, but another id.
     id: u64,
@@ -80,6 +87,7 @@ pub struct LayerFile {
     opened: OnceLock<Opened>,
     /// Keeps a removed file readable for those who still search it.
     pinned: OnceLock<Arc<File>>,
+    fetch: Option<Arc<dyn LayerFetch>>,
 }
 
 /// Index blocks of one file.
@@ -126,11 +134,18 @@ impl NodeSource for Index<'_> {
 }
 
 impl LayerFile {
-    /// Names a file that is complete; nothing is read before the first search.
-    pub fn new(name: LayerName, path: PathBuf, size: u64, tenant_id: [u8; 16], caches: Arc<Caches>) -> LayerFile {
+    /// Names a file that is complete, here or where `fetch` gets it from; nothing is read before the first search.
+    pub fn new(
+        name: LayerName,
+        path: PathBuf,
+        size: u64,
+        tenant_id: [u8; 16],
+        caches: Arc<Caches>,
+        fetch: Option<Arc<dyn LayerFetch>>,
+    ) -> LayerFile {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        LayerFile { id, name, path, size, tenant_id, caches, opened: OnceLock::new(), pinned: OnceLock::new() }
+        LayerFile { id, name, path, size, tenant_id, caches, opened: OnceLock::new(), pinned: OnceLock::new(), fetch }
     }
 
     pub fn id(&self) -> u64 {
@@ -161,40 +176,66 @@ impl LayerFile {
     }
 
     fn file(&self) -> Result<Arc<File>, StoreError> {
-        if let Some(file) = self.pinned.get() {
-            return Ok(Arc::clone(file));
-        }
-        if let Some(file) = self.caches.files.get(&self.id) {
+        if let Some(file) = self.local_file()? {
             return Ok(file);
         }
-        let file = File::open(&self.path).map_err(|e| StoreError::io("open layer file", &self.path, &e))?;
-        let file = Arc::new(file);
+        let missing = || StoreError::io("open layer file", &self.path, &ErrorKind::NotFound.into());
+        self.fetch.as_ref().ok_or_else(missing)?.fetch(&self.name)?;
+        self.local_file()?.ok_or_else(missing)
+    }
+
+    /// None if the file is not on this disk.
+    fn local_file(&self) -> Result<Option<Arc<File>>, StoreError> {
+        if let Some(file) = self.pinned.get() {
+            return Ok(Some(Arc::clone(file)));
+        }
+        if let Some(file) = self.caches.files.get(&self.id) {
+            return Ok(Some(file));
+        }
+        let file = match File::open(&self.path) {
+            Ok(file) => Arc::new(file),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(StoreError::io("open layer file", &self.path, &e)),
+        };
         self.caches.files.insert(self.id, Arc::clone(&file), 1);
-        Ok(file)
+        Ok(Some(file))
+    }
+
+    pub fn is_resident(&self) -> bool {
+        self.path.exists()
+    }
+
+    /// Removes the file, but not the layer: who reads it next fetches it. Reads that have begun go on.
+    pub fn evict(&self) -> Result<(), StoreError> {
+        if self.fetch.is_none() {
+            return Err(StoreError::Invalid(format!("layer {} is nowhere else", self.name)));
+        }
+        self.unlink()?;
+        // The space is free once nobody has the file open.
+        self.caches.files.remove(&self.id);
+        Ok(())
+    }
+
+    fn unlink(&self) -> Result<(), StoreError> {
+        match std::fs::remove_file(&self.path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(StoreError::io("remove layer file", &self.path, &e)),
+            _ => Ok(()),
+        }
     }
 
     /// Reads bytes of the file; an end of file in the middle is corruption.
     pub fn read_exact(&self, out: &mut [u8], at: u64) -> Result<(), StoreError> {
         self.file()?.read_exact_at(out, at).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => self.corrupt(format!("file ends before {} bytes at {at}", out.len())),
+            ErrorKind::UnexpectedEof => self.corrupt(format!("file ends before {} bytes at {at}", out.len())),
             _ => StoreError::io("read layer file", &self.path, &e),
         })
     }
 
     /// Removes the file. Searches that hold this layer go on reading it.
     pub fn remove_file(&self) -> Result<(), StoreError> {
-        let file = match self.file() {
-            Ok(file) => file,
-            Err(StoreError::Io { .. }) if !self.path.exists() => return Ok(()),
-            Err(e) => return Err(e),
-        };
+        let Some(file) = self.local_file()? else { return Ok(()) };
         self.pinned.get_or_init(|| file);
-        match std::fs::remove_file(&self.path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(StoreError::io("remove layer file", &self.path, &e))
-            }
-            _ => Ok(()),
-        }
+        self.unlink()
     }
 
     fn open(&self) -> Result<&Opened, StoreError> {
@@ -408,7 +449,7 @@ pub fn inspect(path: &Path) -> Result<(LayerFile, Summary), StoreError> {
     file.read_exact_at(&mut block, 0).map_err(|e| StoreError::corrupt(&object, format!("no summary: {e}")))?;
     let summary = Summary::decode(&block).map_err(|e| StoreError::corrupt(&object, e))?;
     let caches = Arc::new(Caches::new(4 << 20, 0, 0));
-    let layer = LayerFile::new(summary.name.clone(), path.to_path_buf(), size, summary.tenant_id, caches);
+    let layer = LayerFile::new(summary.name.clone(), path.to_path_buf(), size, summary.tenant_id, caches, None);
     layer.open()?;
     Ok((layer, summary))
 }

@@ -8,7 +8,7 @@ use crate::values::ValueMemory;
 fn files(names: impl IntoIterator<Item = LayerName>) -> Vec<Arc<LayerFile>> {
     let caches = Arc::new(Caches::new(0, 0, 0));
     let file = |name: LayerName| {
-        Arc::new(LayerFile::new(name.clone(), name.to_string().into(), 24576, [0; 16], Arc::clone(&caches)))
+        Arc::new(LayerFile::new(name.clone(), name.to_string().into(), 24576, [0; 16], Arc::clone(&caches), None))
     };
     names.into_iter().map(file).collect()
 }

@@ -25,7 +25,7 @@ mod testing;
 
 pub use error::{ReadError, StoreError};
 pub use inmemory::{Entry, InMemoryLayer, WriteBatch};
-pub use layer_file::Caches;
+pub use layer_file::{Caches, LayerFetch};
 pub use layer_writer::WrittenLayer;
 pub use redo::{RedoProcess, RedoProcessError};
 pub use timeline::{OpenLayerInfo, TimelineConfig, TimelineStore, Writer};

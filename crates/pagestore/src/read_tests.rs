@@ -588,3 +588,51 @@ fn a_client_page_is_answered_from_the_cache_up_to_where_it_is_known() {
     store.shutdown();
     assert!(serve(0x40).iter().all(|page| *page == Err(StoreError::Stopped)));
 }
+
+/// Puts back a file that was moved away, and counts.
+struct Shelf {
+    from: std::path::PathBuf,
+    to: std::path::PathBuf,
+    calls: std::sync::atomic::AtomicUsize,
+}
+
+impl crate::LayerFetch for Shelf {
+    fn fetch(&self, name: &LayerName) -> Result<(), StoreError> {
+        self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        std::fs::copy(&self.from, &self.to)
+            .map(|_| ())
+            .map_err(|e| StoreError::Download { layer: name.to_string(), detail: e.to_string() })
+    }
+}
+
+#[test]
+fn an_evicted_layer_is_fetched_by_the_next_read_and_one_that_is_nowhere_else_stays() {
+    let dir = TempDir::new();
+    let plain = new_store(&dir);
+    put(&plain, 0x20, &[(block(1), &page(1))]);
+    let written = flush(&plain);
+    assert!(plain.evict_layers(std::slice::from_ref(&written.name)).is_err(), "there is no other copy");
+    assert!(written.path.exists());
+
+    let shelf = Arc::new(Shelf {
+        from: dir.path().join("shelf"),
+        to: written.path.clone(),
+        calls: std::sync::atomic::AtomicUsize::new(0),
+    });
+    std::fs::copy(&written.path, &shelf.from).unwrap();
+    let fetch: Arc<dyn crate::LayerFetch> = Arc::clone(&shelf) as _;
+    let store = TimelineStore::new(crate::TimelineConfig { fetch: Some(fetch), ..store_config(&dir, 0x20) }).unwrap();
+    store.add_layers(std::slice::from_ref(&written)).unwrap();
+    assert_eq!(store.get(block(1), Lsn(0x20)).unwrap()[..], page(1));
+    let calls = || shelf.calls.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(calls(), 0);
+    store.evict_layers(std::slice::from_ref(&written.name)).unwrap();
+    assert!(!written.path.exists());
+    assert_eq!(store.caches.pages.stats().entries, 0, "nothing hides the eviction");
+    assert_eq!(store.get(block(1), Lsn(0x20)).unwrap()[..], page(1));
+    assert_eq!(calls(), 1);
+    store.evict_layers(std::slice::from_ref(&written.name)).unwrap();
+    std::fs::remove_file(&shelf.from).unwrap();
+    let error = store.get(block(1), Lsn(0x20)).unwrap_err();
+    assert!(matches!(error, StoreError::Download { .. }), "{error}");
+}

@@ -63,5 +63,6 @@ pub fn store_config(dir: &TempDir, lsn: u64) -> crate::TimelineConfig {
         ancestor_lsn: Lsn(0),
         redo: None,
         caches: std::sync::Arc::new(crate::Caches::new(1 << 20, 1 << 20, 2 << 20)),
+        fetch: None,
     }
 }

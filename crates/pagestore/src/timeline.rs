@@ -19,7 +19,7 @@ use pagecore::{Flavour, Key, Lsn, ShardIdentity};
 use crate::cache::{lock, read, write};
 use crate::error::StoreError;
 use crate::inmemory::{InMemoryLayer, WriteBatch};
-use crate::layer_file::{Caches, LayerFile};
+use crate::layer_file::{Caches, LayerFetch, LayerFile};
 use crate::layer_map::LayerMap;
 use crate::layer_writer::{LayerHome, WrittenLayer};
 use crate::redo::RedoProcess;
@@ -47,6 +47,8 @@ pub struct TimelineConfig {
     pub ancestor_lsn: Lsn,
     pub redo: Option<Arc<dyn RedoProcess>>,
     pub caches: Arc<Caches>,
+    /// Where layers come from that are not on this disk; none if all are.
+    pub fetch: Option<Arc<dyn LayerFetch>>,
 }
 
 /// How long a freeze waits for the end of a record that is being written, and how often it looks.
@@ -105,6 +107,7 @@ pub struct TimelineStore {
     pub(crate) ancestor_lsn: Lsn,
     pub(crate) redo: Option<Arc<dyn RedoProcess>>,
     pub(crate) caches: Arc<Caches>,
+    fetch: Option<Arc<dyn LayerFetch>>,
     pub(crate) rel_sizes: RelSizeCache,
     stopped: AtomicBool,
 }
@@ -147,6 +150,7 @@ impl TimelineStore {
             ancestor_lsn: config.ancestor_lsn,
             redo: config.redo,
             caches: config.caches,
+            fetch: config.fetch,
             rel_sizes: RelSizeCache::new(),
             stopped: AtomicBool::new(false),
         }))
@@ -376,8 +380,8 @@ impl TimelineStore {
 
     pub(crate) fn layer_file(&self, written: &WrittenLayer) -> Arc<LayerFile> {
         let tenant_id = self.home.tenant_id;
-        let caches = Arc::clone(&self.caches);
-        Arc::new(LayerFile::new(written.name.clone(), written.path.clone(), written.size, tenant_id, caches))
+        let (caches, fetch) = (Arc::clone(&self.caches), self.fetch.clone());
+        Arc::new(LayerFile::new(written.name.clone(), written.path.clone(), written.size, tenant_id, caches, fetch))
     }
 
     /// Adds complete files to the map. One that is there already with the same path and size stays as it is.
@@ -400,6 +404,15 @@ impl TimelineStore {
             removed.iter().try_for_each(|layer| layer.remove_file())?;
         }
         Ok(())
+    }
+
+    /// Removes the files of layers that can be fetched again; the layers stay in the map.
+    pub fn evict_layers(&self, names: &[LayerName]) -> Result<(), StoreError> {
+        let map = self.map();
+        names.iter().try_for_each(|name| match map.historic.get(name) {
+            Some(layer) => layer.evict(),
+            None => Err(StoreError::NotFound(format!("layer {name} is not in the layer map"))),
+        })
     }
 
     /// Takes out and puts in as one step: what compaction does at its end.

@@ -211,7 +211,7 @@ def _layer_map(timeline: Timeline) -> dict[str, Any]:
         }
         if is_delta:
             entry["lsn_end"] = str(Lsn(facts.lsn_end))
-        entry["remote"] = False
+        entry["remote"] = not facts.is_resident
         entry["access_stats"] = {"access_time": 0, "residence_time": 0, "visible": True}
         if is_delta:
             entry["l0"] = facts.is_l0

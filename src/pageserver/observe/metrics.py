@@ -51,7 +51,7 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
             info = timeline.detail()
             last.append((labels, float(info.last_record_lsn)))
             consistent.append((labels, float(info.disk_consistent_lsn)))
-            size.append((labels, float(info.current_physical_size or 0)))
+            size.append((labels, float(timeline.resident_bytes())))
     return [
         _Family(
             "pageserver_tenant_states_count",
@@ -61,6 +61,18 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
         ),
         _Family("pageserver_last_record_lsn", "gauge", "Last record LSN grouped by timeline", last),
         _Family("pageserver_disk_consistent_lsn", "gauge", "Disk consistent LSN grouped by timeline", consistent),
+        _Family(
+            "pageserver_remote_ondemand_downloaded_layers_total",
+            "counter",
+            "Total on-demand downloaded layers",
+            [({}, manager.downloads.layers)],
+        ),
+        _Family(
+            "pageserver_remote_ondemand_downloaded_bytes_total",
+            "counter",
+            "Total bytes of layers on-demand downloaded",
+            [({}, manager.downloads.bytes)],
+        ),
         _Family("pageserver_resident_physical_size", "gauge", "The size of the layer files present on disk", size),
     ]
 
@@ -70,11 +82,8 @@ def _encode(families: Iterable[_Family]) -> Iterable[str]:
         yield f"# HELP {family.name} {family.text}\n# TYPE {family.name} {family.kind}\n"
         for labels, value in family.samples:
             shown = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
-            yield (
-                f"{family.name}{{{shown}}} {value:g}\n"
-                if value != int(value)
-                else f"{family.name}{{{shown}}} {int(value)}\n"
-            )
+            braced = f"{{{shown}}}" if shown else ""
+            yield f"{family.name}{braced} {int(value) if value == int(value) else format(value, 'g')}\n"
 
 
 def _escape(text: str) -> str:

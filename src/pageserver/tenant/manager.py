@@ -110,6 +110,7 @@ class TenantManager:
     def __init__(self, resources: TenantResources) -> None:
         self.map_state = MapState.INITIALIZING
         self._resources = resources
+        self.downloads = resources.downloads
         self._log = resources.log
         self._slots: dict[TenantShardId, Slot] = {}
         self._tasks = TaskScope()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,9 @@ from pageserver.remote import IndexPart, paths
 from pageserver.remote.local_store import make_directory_durable, sync_directory
 from pageserver.remote.source_document import SourceDocument
 from pageserver.tenant.resources import TenantResources
-from pageserver.timeline import Publisher, RedoPool, StoreParameters, Timeline, TimelineIdentity
+from pageserver.timeline import LayerDownloads, Publisher, RedoPool, StoreParameters, Timeline, TimelineIdentity
 from pageserver.timeline.load import list_directory, plan_load, remove_files
-
-_DOWNLOADS_MAX = 8
+from pageserver.timeline.publisher import MissingLayerError
 
 
 class TimelineOpener:
@@ -41,7 +39,6 @@ class TimelineOpener:
         self._generation = generation
         self._redo = redo
         self._settings = settings
-        self._temporary_numbers = itertools.count(1)
 
     async def load(
         self, timeline_id: TimelineId, index: IndexPart, document: SourceDocument | None, ancestor: Timeline | None
@@ -113,6 +110,19 @@ class TimelineOpener:
         metadata = index.metadata
         directory = paths.timeline_directory(self._resources.workdir, self._shard, timeline_id)
         directory.mkdir(parents=True, exist_ok=True)
+        publisher = Publisher(
+            storage=self._resources.storage,
+            stores_layers=self._resources.stores_layers,
+            shard=self._shard,
+            timeline_id=timeline_id,
+            generation=self._generation,
+            directory=directory,
+            index=index,
+            loaded=loaded,
+        )
+        downloads = None
+        if self._resources.stores_layers:
+            downloads = LayerDownloads(publisher, directory, self._resources.downloads)
         store = self._resources.engine.open_store(
             StoreParameters(
                 directory=directory,
@@ -129,17 +139,8 @@ class TimelineOpener:
                 ancestor=None if ancestor is None else ancestor.store,
                 ancestor_lsn=metadata.ancestor_lsn,
                 redo=self._redo,
+                download=None if downloads is None else downloads.fetch,
             )
-        )
-        publisher = Publisher(
-            storage=self._resources.storage,
-            stores_layers=self._resources.stores_layers,
-            shard=self._shard,
-            timeline_id=timeline_id,
-            generation=self._generation,
-            directory=directory,
-            index=index,
-            loaded=loaded,
         )
         return Timeline(
             TimelineIdentity(
@@ -154,6 +155,7 @@ class TimelineOpener:
             ),
             store=store,
             publisher=publisher,
+            downloads=downloads,
             document=document,
             ancestor=ancestor,
             settings=self._settings,
@@ -165,22 +167,14 @@ class TimelineOpener:
         directory = timeline.directory
         plan = plan_load(await asyncio.to_thread(list_directory, directory), index)
         await asyncio.to_thread(remove_files, directory, plan)
-        permits = asyncio.Semaphore(_DOWNLOADS_MAX)
-
-        async def download(name: str) -> None:
-            async with permits:
-                await timeline.publisher.download_layer(name, index.layers[name], next(self._temporary_numbers))
-
-        results = await asyncio.gather(*map(download, plan.to_download), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        if plan.to_download:
-            await asyncio.to_thread(sync_directory, directory)
-        for name in (*plan.resident, *plan.to_download):
-            entry = index.layers[name]
-            path = directory / paths.local_layer_name(name, entry.generation)
-            await asyncio.to_thread(timeline.store.add_layer, name, str(path), entry.file_size)
+        if plan.elsewhere and not self._resources.stores_layers:
+            raise MissingLayerError(timeline_id=timeline.timeline_id, name=plan.elsewhere[0])
+        layers = [
+            (name, directory / paths.local_layer_name(name, entry.generation), entry.file_size)
+            for name in (*plan.resident, *plan.elsewhere)
+            if (entry := index.layers[name])
+        ]
+        await asyncio.to_thread(timeline.store.add_layers, layers)
         if plan.from_the_future:
             # The index without them goes first: the same names may come again with other content (layer-files.md 2.5).
             await timeline.publisher.publish(plan.from_the_future)

@@ -13,7 +13,7 @@ from pageserver.remote import GenerationClaim, ObjectStorage
 from pageserver.tenant.location import LocationConfig
 from pageserver.tenant.state import TenantState
 from pageserver.tenant.way_in import WayIn
-from pageserver.timeline import Engine, Timeline
+from pageserver.timeline import DownloadCounts, Engine, Timeline
 
 
 class TenantFacts(Protocol):
@@ -56,5 +56,6 @@ class TenantResources:
     pages: PageRegistry
     way_in: WayIn
     claim: GenerationClaim
+    downloads: DownloadCounts
     clock: Clock
     log: Any

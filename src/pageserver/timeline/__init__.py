@@ -5,6 +5,7 @@ are answered by the engine. This room decides when to freeze and flush and what 
 nor where WAL comes from.
 """
 
+from pageserver.timeline.downloads import DownloadCounts, LayerDownloads
 from pageserver.timeline.engine import Engine, LayerFacts, OpenLayer, RedoPool, StoreParameters, TimelineStore
 from pageserver.timeline.info import ImportProgress, SourceStatus, TimelineInfo
 from pageserver.timeline.publisher import Publisher
@@ -12,8 +13,10 @@ from pageserver.timeline.state import TimelineState, TimelineStatus
 from pageserver.timeline.timeline import Timeline, TimelineIdentity
 
 __all__ = [
+    "DownloadCounts",
     "Engine",
     "ImportProgress",
+    "LayerDownloads",
     "LayerFacts",
     "OpenLayer",
     "Publisher",

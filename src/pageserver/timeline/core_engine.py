@@ -47,6 +47,7 @@ class CoreEngine:
             ancestor_lsn=int(parameters.ancestor_lsn),
             redo=_as_core_redo(parameters.redo),
             caches=self._caches,
+            download=parameters.download,
         )
 
     def open_redo(self, shard: TenantShardId) -> RedoPool:

@@ -6,8 +6,9 @@ integers, pages bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +36,8 @@ class LayerFacts(Protocol):
     def file_size(self) -> int: ...
     @property
     def is_l0(self) -> bool: ...
+    @property
+    def is_resident(self) -> bool: ...
 
 
 class OpenLayer(Protocol):
@@ -74,8 +77,9 @@ class TimelineStore(Protocol):
     def hold_reads(self) -> None: ...
     def release_reads(self, cutoff: int) -> None: ...
     def set_disk_consistent_lsn(self, lsn: int) -> None: ...
-    def add_layer(self, name: str, path: str, file_size: int) -> None: ...
+    def add_layers(self, layers: Sequence[tuple[str, str | PathLike[str], int]]) -> None: ...
     def remove_layers(self, names: list[str]) -> None: ...
+    def evict_layers(self, names: list[str]) -> None: ...
     def layers(self) -> Sequence[LayerFacts]: ...
     def get(self, key: bytes, lsn: int) -> bytes: ...
     def get_many(self, keys: list[bytes], lsn: int) -> list[bytes | None]: ...
@@ -90,7 +94,9 @@ class TimelineStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreParameters:
-    """How to open a timeline in the engine. `ancestor` is the parent's store, still open."""
+    """How to open a timeline in the engine. `ancestor` is the parent's store, still open. `download` brings a layer
+    that is not on this disk, from a thread that reads; None where all must be.
+    """
 
     directory: Path
     shard: TenantShardId
@@ -106,6 +112,7 @@ class StoreParameters:
     ancestor: TimelineStore | None
     ancestor_lsn: Lsn
     redo: RedoPool | None
+    download: Callable[[str], None] | None = None
 
 
 class Engine(Protocol):

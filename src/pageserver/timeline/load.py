@@ -32,10 +32,12 @@ class UnrecognizedFilesError(CorruptDataError):
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What to do with each file and each layer. Names of layers are logical, of files as they are in the directory."""
+    """What to do with each file and each layer. Names of layers are logical, of files as they are in the directory.
+    Layers `elsewhere` are brought when a read needs them.
+    """
 
     resident: tuple[str, ...]
-    to_download: tuple[str, ...]
+    elsewhere: tuple[str, ...]
     from_the_future: tuple[str, ...]
     files_to_remove: tuple[str, ...]
 
@@ -66,7 +68,7 @@ def plan_load(files: Mapping[str, int], index: IndexPart) -> LoadPlan:
     here = set(resident)
     return LoadPlan(
         resident=tuple(resident),
-        to_download=tuple(name for name, _ in wanted.values() if name not in here),
+        elsewhere=tuple(name for name, _ in wanted.values() if name not in here),
         from_the_future=tuple(sorted(future)),
         files_to_remove=tuple(remove),
     )

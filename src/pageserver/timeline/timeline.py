@@ -24,6 +24,7 @@ from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
 from pageserver.keyspace.snapshot import Snapshot
 from pageserver.lsn import Lsn
 from pageserver.remote.source_document import SourceDocument
+from pageserver.timeline.downloads import LayerDownloads
 from pageserver.timeline.engine import LayerFacts, TimelineStore
 from pageserver.timeline.info import SourceStatus, TimelineInfo
 from pageserver.timeline.publisher import Publisher
@@ -61,6 +62,7 @@ class Timeline:
         *,
         store: TimelineStore,
         publisher: Publisher,
+        downloads: LayerDownloads | None,
         document: SourceDocument | None,
         ancestor: Timeline | None,
         settings: Callable[[], TenantSettings],
@@ -78,6 +80,7 @@ class Timeline:
         self.directory = identity.directory
         self.store = store
         self.publisher = publisher
+        self._downloads = downloads
         self.document = document
         self.flavour = (document or SourceDocument()).traits.flavour
         self.state: TimelineState = LOADING
@@ -214,8 +217,14 @@ class Timeline:
         self._flush_waiters.clear()
 
     async def close(self) -> None:
-        """Let go of the engine's half; the last step of a shutdown."""
+        """Let go of the engine's half; the last step of a shutdown. Readers that wait for a layer go first."""
+        if self._downloads is not None:
+            await self._downloads.close()
         await asyncio.to_thread(self.store.shutdown)
+
+    def resident_bytes(self) -> int:
+        """Return the size of the layer files that are on this disk."""
+        return sum(layer.file_size for layer in self.store.layers() if layer.is_resident)
 
     def detail(self) -> TimelineInfo:
         """Describe the timeline as it is now (http-api.md 5.3)."""

@@ -33,7 +33,7 @@ def test_each_file_meets_its_fate() -> None:
     }
     plan = plan_load(files, index(DELTA, IMAGE, FUTURE_DELTA, FUTURE_IMAGE))
     assert plan.resident == (DELTA,)
-    assert plan.to_download == (IMAGE,)
+    assert plan.elsewhere == (IMAGE,)
     assert set(plan.from_the_future) == {FUTURE_DELTA, FUTURE_IMAGE}
     assert set(plan.files_to_remove) == set(files) - {f"{DELTA}-v1-00000003"}
 
