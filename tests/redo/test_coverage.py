@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.postgres.provision import Installation
-from tests.redo.coverage import Coverage, RunError, as_json, as_markdown, as_text, measure, read_records
+from tests.redo.coverage_tables import as_markdown, as_text
 from tests.redo.make_wal import make_run
+from tests.redo.record_counts import Coverage, RunError, as_json, measure, read_records
 from tests.redo.record_types import MAJORS, kinds_of
 from tests.redo.record_variants import variants_of
 
