@@ -275,6 +275,42 @@ class RareRecord:
     @property
     def main_data(self) -> bytes: ...
 
+@type_check_only
+class IngestTarget(Protocol):
+    """A timeline in Python that takes WAL (``pageserver.repository.ObjectTimeline``). Unsharded only.
+
+    What its methods raise comes out of the ``WalIngest`` that called them. Values are encoded (layer-files.md 10).
+    """
+
+    @property
+    def pg_version(self) -> int: ...
+    @property
+    def flavour(self) -> str: ...
+    @property
+    def last_record_lsn(self) -> int: ...
+    def find(self, key: bytes, lsn: int) -> bytes | None:
+        """Return the value at or below ``lsn``, also of what ``put_values`` stored; None if there is none."""
+
+    def get_many(self, keys: list[bytes], lsn: int) -> list[bytes | None]:
+        """Return pages to copy."""
+
+    def listed_rel_size(self, spc: int, db: int, rel: int, fork: int, lsn: int) -> int | None:
+        """Return the blocks of a fork that the directories know, else None."""
+
+    def put_values(self, values: list[tuple[bytes, int, bytes]]) -> None:
+        """Store (key, LSN, value) of a record that is not complete yet; not readable by others."""
+
+    def commit_values(self, values: list[tuple[bytes, int, bytes]], record_lsns: list[int]) -> None:
+        """Store values, and pass the ends of these records, in order."""
+
+    def open_layer(self) -> _OpenLayer | None: ...
+
+class _OpenLayer(Protocol):
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def lsn_start(self) -> int: ...
+
 @final
 class WalIngest:
     """WAL bytes become values in the open layer of one timeline (wal.md 4, keyspace.md 11).
@@ -285,7 +321,7 @@ class WalIngest:
 
     def __new__(
         cls,
-        store: TimelineStore,
+        store: TimelineStore | IngestTarget,
         *,
         start_lsn: int,
         checkpoint: bytes,
@@ -466,6 +502,54 @@ class RedoPool:
         UnavailableError (no process, or it timed out three times), CorruptDataError (it refused the records or died of
         them), StoppedError.
         """
+
+# redo_page.rs
+
+def redo_page(
+    *,
+    key: bytes,
+    lsn: int,
+    pg_version: int,
+    flavour: str,
+    hint_bits_logged: bool,
+    values: list[tuple[int, bytes]],
+    redo: RedoPool | None = None,
+) -> bytes:
+    """Make the value of ``key`` as of ``lsn`` from (LSN, encoded value), newest first, as a store would (walredo.md 1).
+
+    Raises: CorruptDataError (a value does not decode, a record does not fit, there is no base for the records),
+    UnavailableError (a record that only the redo process knows, and there is none).
+    """
+
+def stamp_checksums(pages: bytes, first_block: int) -> bytes:
+    """Return consecutive pages with PostgreSQL's checksums. Raises: RequestError (not whole pages)."""
+
+# python_store.rs
+
+@type_check_only
+class PageReader(Protocol):
+    """A timeline in Python that answers the page service; called from many threads."""
+
+    def get(self, key: bytes, lsn: int) -> bytes: ...
+    def rel_exists(self, spc: int, db: int, rel: int, fork: int, lsn: int) -> bool: ...
+    def rel_size_or_last(self, spc: int, db: int, rel: int, fork: int, lsn: int) -> int: ...
+    def db_size(self, spc: int, db: int, lsn: int) -> int | None:
+        """Return the size in blocks, None if there is no such database."""
+
+    def slru_pages(self, kind: int, segno: int, lsn: int) -> list[bytes]: ...
+
+@final
+class PageBridge:
+    """Lets ``PageService`` serve a timeline that Python keeps. Reads take the GIL; waiting for an LSN does not."""
+
+    def __new__(
+        cls, source: PageReader, *, last_record_lsn: int, disk_consistent_lsn: int, gc_cutoff_lsn: int
+    ) -> PageBridge: ...
+    def tell(self, last_record_lsn: int, disk_consistent_lsn: int, gc_cutoff_lsn: int) -> None:
+        """Take note of the LSNs as they are now; wakes who waits for one of them."""
+
+    def shutdown(self) -> None:
+        """End all waits; later reads are told that the timeline is shutting down."""
 
 # store.rs
 
@@ -847,7 +931,7 @@ class PageService:
         """Set initial, max, refill interval in seconds, refill amount (page-service.md 4.5). False: no such shard."""
 
     def attach_timeline(
-        self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes, store: TimelineStore
+        self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes, store: TimelineStore | PageBridge
     ) -> ServedTimeline:
         """Serve the timeline from now on. One of that id that was served before is closed.
 

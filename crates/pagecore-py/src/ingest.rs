@@ -11,7 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::errors::{bad_argument, raise, store_error};
-use crate::store::TimelineStore;
+use crate::ingest_target::Target;
 use crate::wal::wal_error;
 
 /// (tablespace, database, relation, fork)
@@ -212,12 +212,13 @@ fn rare_record(py: Python<'_>, record: CoreRecord) -> PyResult<RareRecord> {
 /// See `_core.pyi`.
 #[pyclass(frozen, module = "pageserver._core")]
 pub struct WalIngest {
-    core: Mutex<Core<pagestore::TimelineStore>>,
+    core: Mutex<Core<Target>>,
+    target: Arc<Target>,
 }
 
 impl WalIngest {
     /// Works on the ingest without the GIL: the lock may be held by `run`, whose wake-ups of waiters need the GIL.
-    fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Core<pagestore::TimelineStore>) -> T + Send) -> T {
+    fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Core<Target>) -> T + Send) -> T {
         py.detach(|| {
             let mut core: MutexGuard<'_, _> = self.core.lock().unwrap_or_else(PoisonError::into_inner);
             work(&mut core)
@@ -227,9 +228,9 @@ impl WalIngest {
     fn try_with<T: Send>(
         &self,
         py: Python<'_>,
-        work: impl FnOnce(&mut Core<pagestore::TimelineStore>) -> Result<T, IngestError> + Send,
+        work: impl FnOnce(&mut Core<Target>) -> Result<T, IngestError> + Send,
     ) -> PyResult<T> {
-        self.with(py, work).map_err(|error| ingest_error(py, &error))
+        self.with(py, work).map_err(|error| self.target.take_raised().unwrap_or_else(|| ingest_error(py, &error)))
     }
 }
 
@@ -241,7 +242,7 @@ impl WalIngest {
     #[expect(clippy::too_many_arguments, reason = "keyword-only: everything that is fixed when ingest begins")]
     fn new(
         py: Python<'_>,
-        store: &TimelineStore,
+        store: &Bound<'_, PyAny>,
         start_lsn: u64,
         checkpoint: &[u8],
         system_identifier: Option<u64>,
@@ -256,8 +257,9 @@ impl WalIngest {
             tolerant_until: Lsn(tolerant_until),
             checkpoint_distance,
         };
-        let core = Core::new(Arc::clone(&store.store), settings).map_err(|error| ingest_error(py, &error))?;
-        Ok(WalIngest { core: Mutex::new(core) })
+        let target = Arc::new(Target::of(store)?);
+        let core = Core::new(Arc::clone(&target), settings).map_err(|error| ingest_error(py, &error))?;
+        Ok(WalIngest { core: Mutex::new(core), target })
     }
 
     fn feed(&self, py: Python<'_>, chunk: &[u8]) {

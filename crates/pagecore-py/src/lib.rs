@@ -4,7 +4,10 @@ use pyo3::prelude::*;
 mod crc;
 mod errors;
 mod ingest;
+mod ingest_target;
+mod python_store;
 mod redo;
+mod redo_page;
 mod serve;
 mod store;
 mod verify;
@@ -21,7 +24,11 @@ mod _core {
         SlruZeroPage, TablespaceCreate, TablespaceDrop, TransactionEnd, TransactionPrepare, WalIngest,
     };
     #[pymodule_export]
+    use crate::python_store::PageBridge;
+    #[pymodule_export]
     use crate::redo::{PyRedoMetrics, PyRedoPool};
+    #[pymodule_export]
+    use crate::redo_page::{redo_page, stamp_checksums};
     #[pymodule_export]
     use crate::serve::{PageService, PyBackupRequest, PyBackupSink, PyLeaseAnswer, ServedTimeline};
     #[pymodule_export]

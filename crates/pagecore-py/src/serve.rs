@@ -18,12 +18,14 @@ use pageserve::ids::{ShardIndex, TenantId, TenantShardId, TimelineId};
 use pageserve::metrics::{HistogramSnapshot, Metrics};
 use pageserve::registry::{Registry, ShardState};
 use pageserve::service::{self, Batching, ServiceConfig};
+use pageserve::source::PageSource;
 use pageserve::throttle::ThrottleConfig;
 use pageserve::timeline::{Closed, Leases, Timeline};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::errors::{bad_argument, raise};
+use crate::python_store::PageBridge;
 use crate::store::TimelineStore;
 
 /// Questions that may wait for the event loop. What does not fit is refused: the client gets an error.
@@ -475,11 +477,15 @@ impl PageService {
         tenant_id: &[u8],
         shard: (u8, u8),
         timeline_id: &[u8],
-        store: &TimelineStore,
+        store: &Bound<'_, PyAny>,
     ) -> PyResult<ServedTimeline> {
         let id = shard_id(py, tenant_id, shard)?;
         let timeline_id = TimelineId(id16(py, timeline_id)?);
-        match self.registry.attach_timeline(id, timeline_id, store.store.clone()) {
+        let source: Arc<dyn PageSource> = match store.cast::<TimelineStore>() {
+            Ok(store) => store.get().store.clone(),
+            Err(_) => store.cast::<PageBridge>()?.get().bridge.clone(),
+        };
+        match self.registry.attach_timeline(id, timeline_id, source) {
             Some(timeline) => Ok(ServedTimeline { timeline }),
             None => Err(raise(py, "NotFoundError", &format!("tenant shard {id} is not served here"), &[])),
         }
