@@ -165,7 +165,7 @@ class _Server:
         config, settings, clock = self._config, self._config.settings, SystemClock()
         http_socket = bind(settings.listen_http_addr)
         storage, stores_layers = open_storage(config, clock, self._log)
-        engine = CoreEngine(settings, self._log)
+        engine = CoreEngine(settings, self._log, clock)
         pages = PageServiceRoom(settings, self._log)
         way_in = PostgresWayIn(
             workdir=config.workdir,

@@ -11,6 +11,7 @@ FLOORS: list[set[str]] = [
     {"lsn", "ids", "errors", "clock", "_core"},
     {"config", "postgres", "keyspace"},
     {"remote"},
+    {"repository"},
     {"timeline"},
     {"tenant"},
     {"wal", "serve"},

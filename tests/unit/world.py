@@ -19,14 +19,15 @@ from typing import Any
 import structlog
 
 from pageserver.clock import SystemClock
-from pageserver.config import ServerSettings, parse_settings
+from pageserver.config import RepositoryKind, ServerSettings, parse_settings
 from pageserver.errors import MissingKeyError, RequestError
 from pageserver.ids import Generation, TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import GenerationClaim, LayerName, LocalStore, paths
 from pageserver.remote.source_document import Flavour, SourceDocument, SourceTraits
 from pageserver.tenant import RootParameters, SourceSlot, TenantFacts, TenantManager, TenantResources, WalSource
-from pageserver.timeline import DownloadCounts, Engine, RedoPool, SourceStatus, StoreParameters, Timeline
+from pageserver.timeline import DownloadCounts, Engine, RedoPool, Repository, SourceStatus, StoreParameters, Timeline
+from pageserver.timeline.repository import LayeredRepository
 
 TENANT = TenantShardId(TenantId(bytes.fromhex("aa" * 16)))
 ROOT = TimelineId(bytes.fromhex("11" * 16))
@@ -80,6 +81,13 @@ class FakeStore:
 
     def record_lsns(self) -> tuple[int, int]:
         return self.last_record_lsn, self.prev_record_lsn
+
+    def put_images(self, lsn: int, items: list[tuple[bytes, bytes]]) -> None:
+        self.values.update(items)
+        self.ingest(lsn)
+
+    def rel_size(self, spc: int, db: int, rel: int, fork: int, lsn: int) -> int | None:
+        raise NotImplementedError
 
     def set_disk_consistent_lsn(self, lsn: int) -> None:
         self.disk_consistent_lsn = lsn
@@ -165,6 +173,9 @@ class FakeEngine:
     def open_store(self, parameters: StoreParameters) -> FakeStore:
         self.stores.append(FakeStore(parameters))
         return self.stores[-1]
+
+    def make_repository(self, kind: RepositoryKind, directory: Path) -> Repository:
+        return LayeredRepository(self.open_store)
 
     def open_redo(self, shard: TenantShardId) -> RedoPool | None:
         return None

@@ -7,13 +7,14 @@ from pageserver.config.durations import Duration
 from pageserver.config.load import init_workdir, parse_settings, read_config
 from pageserver.config.memory import client_page_cache_bytes, open_layer_memory_bytes
 from pageserver.config.settings import RemoteStorage, ServerConfig, ServerSettings
-from pageserver.config.tenant import TenantOverrides, TenantSettings
+from pageserver.config.tenant import RepositoryKind, TenantOverrides, TenantSettings
 from pageserver.config.validation import InvalidSettingError
 
 __all__ = [
     "Duration",
     "InvalidSettingError",
     "RemoteStorage",
+    "RepositoryKind",
     "ServerConfig",
     "ServerSettings",
     "TenantOverrides",

@@ -20,6 +20,7 @@ from pageserver.config.validation import InvalidSettingError, describe
 U8 = Annotated[int, Field(ge=0, lt=1 << 8)]
 U32 = Annotated[int, Field(ge=0, lt=1 << 32)]
 U64 = Annotated[int, Field(ge=0, lt=1 << 64)]
+RepositoryKind = Literal["layered", "rocksdb"]
 CHECKPOINT_DISTANCE_MAX = (1 << 35) - 1
 """What the open layer's index can address (read-path-compaction-gc.md 5)."""
 
@@ -103,6 +104,8 @@ class TenantSettings(_Strict):
     sampling_ratio: SamplingRatio | None = None
     relsize_snapshot_cache_capacity: U64 = 1000
     basebackup_cache_enabled: bool = False
+    repository: RepositoryKind = "layered"
+    """Ours: where the tenant's pages are kept. Fixed when the tenant is created (docs/decisions/0005)."""
 
     def to_api(self) -> dict[str, Any]:
         """Return `effective_config` as the API shows it: all keys in alphabetical order, some only when they are on."""
@@ -110,6 +113,8 @@ class TenantSettings(_Strict):
         shown["eviction_policy"] = {key: value for key, value in shown["eviction_policy"].items() if value is not None}
         if not self.basebackup_cache_enabled:
             del shown["basebackup_cache_enabled"]
+        if self.repository == "layered":
+            del shown["repository"]
         shown["timeline_get_throttle"] = dict(sorted(shown["timeline_get_throttle"].items()))
         return dict(sorted(shown.items()))
 

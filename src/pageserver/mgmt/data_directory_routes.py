@@ -30,6 +30,7 @@ from pageserver.mgmt.requests import parse_lsn, path_param, query_param, tenant_
 from pageserver.mgmt.tenant_routes import active_tenant
 from pageserver.postgres.timeline_history import HistoryEntry
 from pageserver.postgres.versions import PostgresVersion, postgres_version
+from pageserver.repository import ObjectTimeline
 from pageserver.serve import restore, verify_stream
 from pageserver.serve.data_directory import BlockReader, DataDirectory
 from pageserver.timeline import Timeline
@@ -90,9 +91,12 @@ async def get_verify_part(request: Request) -> Response:
     if not 0 <= part < parts:
         raise bad_request(f"there is no part {part} of {parts}")
     entries = await asyncio.to_thread(verify_stream.entries, view.directory, view.snapshot)
-    store = cast(_core.TimelineStore, view.timeline.store)
+    store = view.timeline.store
 
     def read_each(rel: RelTag, first: int, count: int, lsn: int) -> tuple[bytes, dict[int, str]]:
+        if isinstance(store, ObjectTimeline):
+            return store.read_blocks_each(rel, first, count, lsn)
+        assert isinstance(store, _core.TimelineStore), "there are two kinds of stores"
         return _core.read_blocks_each(store, rel.spcnode, rel.dbnode, rel.relnode, rel.forknum, first, count, lsn)
 
     return _streamed(verify_stream.stream(view.directory, read_each, entries[part::parts]), "application/octet-stream")

@@ -17,6 +17,7 @@ from pageserver import _core
 from pageserver.config import ServerSettings
 from pageserver.errors import PageServerError
 from pageserver.ids import ShardIndex, TenantId, TenantShardId, TimelineId
+from pageserver.repository import ObjectTimeline
 from pageserver.serve.backups import send_backup
 from pageserver.tenant import TenantFacts, TenantManager
 from pageserver.timeline import Timeline
@@ -73,8 +74,9 @@ class PageServiceRoom:
 
     def attach(self, timeline: Timeline) -> None:
         shard, store = timeline.tenant_shard_id, timeline.store
-        assert isinstance(store, _core.TimelineStore), "pages are served by the compiled engine"
-        self._service.attach_timeline(bytes(shard.tenant_id), _index(shard), bytes(timeline.timeline_id), store)
+        source = store.page_source if isinstance(store, ObjectTimeline) else store
+        assert isinstance(source, _core.TimelineStore | _core.PageBridge), "pages go through the compiled service"
+        self._service.attach_timeline(bytes(shard.tenant_id), _index(shard), bytes(timeline.timeline_id), source)
 
     def detach(self, timeline: Timeline) -> None:
         shard = timeline.tenant_shard_id

@@ -63,6 +63,7 @@ async def load_timelines(
             outcome.loaded.append(timeline)
     keep = {*found.indices, *outcome.broken, *outcome.importing, *outcome.deleted}
     await asyncio.to_thread(_purge, paths.timelines_directory(resources.workdir, shard), keep, resources)
+    await opener.keep_only(keep)
     return outcome
 
 

@@ -32,6 +32,7 @@ from pageserver.tenant.location import Attached, AttachMode, LocationConfig, Loc
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.tasks import TaskScope
 from pageserver.tenant.tenant import Tenant
+from pageserver.timeline import check_repository
 
 _STARTUP_CLAIMS_MAX = 16
 REDO_IDLE_SECONDS = 180.0
@@ -206,6 +207,7 @@ class TenantManager:
         slot = self._slots.get(shard)
         if isinstance(slot, InProgress):
             raise SlotBusyError
+        self._check_repository(slot, request.location)
         if isinstance(slot, SecondarySlot) and isinstance(request.mode, Secondary):
             await self._persist(shard, request.location)
             slot.location = request.location
@@ -250,7 +252,11 @@ class TenantManager:
             self._slots.pop(shard, None)
 
     async def update_config(self, tenant: Tenant, location: LocationConfig) -> None:
-        """Store and apply changed settings of an attached tenant, in its generation."""
+        """Store and apply changed settings of an attached tenant, in its generation.
+
+        Raises PreconditionFailedError (a setting that is fixed).
+        """
+        self._check_repository(tenant, location)
         await self._update_attached(tenant, location, None)
 
     # Private
@@ -263,6 +269,21 @@ class TenantManager:
         self._check_readable()
         if self.map_state is MapState.SHUTTING_DOWN:
             raise StoppedError("Shutting down")
+
+    def _check_repository(self, old: Slot | None, location: LocationConfig) -> None:
+        """Refuse a repository that cannot be had here, or another one than the tenant has got."""
+        wanted = location.overrides.effective(self._resources.settings.tenant_defaults()).repository
+        if isinstance(location.mode, Attached):
+            check_repository(
+                wanted,
+                stores_layers=self._resources.stores_layers,
+                is_sharded=not location.shard.is_unsharded(),
+            )
+        if isinstance(old, Tenant) and wanted != old.repository_kind:
+            raise PreconditionFailedError(
+                f"the tenant's repository is {old.repository_kind} and cannot become {wanted}",
+                hint="create another tenant",
+            )
 
     async def _replace(self, shard: TenantShardId, request: LocationRequest) -> None:
         location = request.location

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pageserver.config import TenantSettings
@@ -15,7 +15,15 @@ from pageserver.remote import IndexPart, paths
 from pageserver.remote.local_store import make_directory_durable, sync_directory
 from pageserver.remote.source_document import SourceDocument
 from pageserver.tenant.resources import TenantResources
-from pageserver.timeline import LayerDownloads, Publisher, RedoPool, StoreParameters, Timeline, TimelineIdentity
+from pageserver.timeline import (
+    LayerDownloads,
+    Publisher,
+    RedoPool,
+    Repository,
+    StoreParameters,
+    Timeline,
+    TimelineIdentity,
+)
 from pageserver.timeline.load import list_directory, plan_load, remove_files
 from pageserver.timeline.publisher import MissingLayerError
 
@@ -30,10 +38,12 @@ class TimelineOpener:
         shard: TenantShardId,
         identity: ShardIdentity,
         generation: Generation,
+        repository: Repository,
         redo: RedoPool | None,
         settings: Callable[[], TenantSettings],
     ) -> None:
         self._resources = resources
+        self._repository = repository
         self._shard = shard
         self._identity = identity
         self._generation = generation
@@ -44,10 +54,17 @@ class TimelineOpener:
         self, timeline_id: TimelineId, index: IndexPart, document: SourceDocument | None, ancestor: Timeline | None
     ) -> Timeline:
         """Open what the index names. Raises CorruptDataError (this timeline cannot be served), UnavailableError."""
-        if index.metadata.ancestor_timeline is None and not index.layers:
+        keeps_layers = self._repository.keeps_layers
+        if index.layers and not keeps_layers:
+            raise CorruptDataError(
+                "timeline has layers, which the tenant's repository does not keep",
+                hint="the tenant's setting `repository` must stay what it was when the tenant was created",
+                timeline_id=timeline_id,
+            )
+        if keeps_layers and index.metadata.ancestor_timeline is None and not index.layers:
             raise CorruptDataError("Timeline has no ancestor and no layer files", timeline_id=timeline_id)
         metadata = index.metadata
-        timeline = self._open(
+        timeline = await self._open(
             timeline_id,
             index,
             document,
@@ -58,7 +75,8 @@ class TimelineOpener:
             loaded=True,
         )
         try:
-            await self._add_layers(timeline, index)
+            if keeps_layers:
+                await self._add_layers(timeline, index)
         except BaseException:
             await timeline.close()
             raise
@@ -79,7 +97,7 @@ class TimelineOpener:
         await self.drop_directory(timeline_id)
         directory = paths.timeline_directory(self._resources.workdir, self._shard, timeline_id)
         await asyncio.to_thread(make_directory_durable, directory, self._resources.workdir)
-        return self._open(
+        return await self._open(
             timeline_id,
             index,
             document,
@@ -91,11 +109,16 @@ class TimelineOpener:
         )
 
     async def drop_directory(self, timeline_id: TimelineId) -> None:
-        """Remove a timeline's local directory, durably."""
+        """Remove a timeline's local directory, and what the repository keeps elsewhere, durably."""
+        await asyncio.to_thread(self._repository.drop_timeline, timeline_id)
         directory = paths.timeline_directory(self._resources.workdir, self._shard, timeline_id)
         await asyncio.to_thread(remove_tree, directory)
 
-    def _open(
+    async def keep_only(self, timeline_ids: Iterable[TimelineId]) -> None:
+        """Remove what the repository keeps of other timelines: creations that did not end before a crash."""
+        await asyncio.to_thread(self._repository.keep_only, list(timeline_ids))
+
+    async def _open(
         self,
         timeline_id: TimelineId,
         index: IndexPart,
@@ -119,11 +142,13 @@ class TimelineOpener:
             directory=directory,
             index=index,
             loaded=loaded,
+            keeps_layers=self._repository.keeps_layers,
         )
         downloads = None
         if self._resources.stores_layers:
             downloads = LayerDownloads(publisher, directory, self._resources.downloads)
-        store = self._resources.engine.open_store(
+        store = await asyncio.to_thread(
+            self._repository.open_timeline,
             StoreParameters(
                 directory=directory,
                 shard=self._shard,
@@ -140,7 +165,9 @@ class TimelineOpener:
                 ancestor_lsn=metadata.ancestor_lsn,
                 redo=self._redo,
                 download=None if downloads is None else downloads.fetch,
-            )
+                ancestor_id=metadata.ancestor_timeline,
+                is_new=not loaded,
+            ),
         )
         return Timeline(
             TimelineIdentity(

@@ -24,6 +24,7 @@ from pageserver.errors import (
 )
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
+from pageserver.remote import paths
 from pageserver.remote.source_document import Flavour, SourceDocument, delete_source_documents, write_source_document
 from pageserver.tenant.creation import (
     AncestorNotActiveError,
@@ -48,7 +49,14 @@ from pageserver.tenant.source_slot import RootParameters, SlotActions, SourceSlo
 from pageserver.tenant.state import TenantState, TenantStatus
 from pageserver.tenant.tasks import TaskScope, end_tasks
 from pageserver.tenant.way_in import WalSource
-from pageserver.timeline import SourceStatus, Timeline, TimelineInfo, TimelineState, TimelineStatus
+from pageserver.timeline import (
+    SourceStatus,
+    Timeline,
+    TimelineInfo,
+    TimelineState,
+    TimelineStatus,
+    check_repository,
+)
 from pageserver.timeline.state import LOADING
 
 
@@ -107,11 +115,17 @@ class Tenant:
         self._resources = resources
         self._log = resources.log.bind(tenant=str(shard), generation=self.generation.number)
         self._redo = resources.engine.open_redo(shard)
+        self.repository_kind = self.settings().repository
+        """Fixed for good: another repository would not know the timelines."""
+        self._repository = resources.engine.make_repository(
+            self.repository_kind, paths.tenant_directory(resources.workdir, shard)
+        )
         self._opener = TimelineOpener(
             resources,
             shard=shard,
             identity=location.shard,
             generation=self.generation,
+            repository=self._repository,
             redo=self._redo,
             settings=self.settings,
         )
@@ -163,6 +177,7 @@ class Tenant:
         # Children read through their ancestors until here.
         for timeline in self.open_timelines():
             await timeline.close()
+        await asyncio.to_thread(self._repository.close)
         if self._redo is not None:
             await asyncio.to_thread(self._redo.shutdown)
         self._resources.pages.tenant_gone(self.shard)
@@ -349,6 +364,12 @@ class Tenant:
             self._start_source(timeline)
 
     async def _load(self) -> None:
+        check_repository(
+            self.repository_kind,
+            stores_layers=self._resources.stores_layers,
+            is_sharded=not self.location.shard.is_unsharded(),
+        )
+        await asyncio.to_thread(self._repository.open)
         outcome = await load_timelines(self._resources, self._opener, self.shard, self.generation)
         self.timelines.update({timeline.timeline_id: timeline for timeline in outcome.loaded})
         for timeline_id, reason in outcome.broken.items():

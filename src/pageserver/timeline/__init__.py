@@ -9,6 +9,7 @@ from pageserver.timeline.downloads import DownloadCounts, LayerDownloads
 from pageserver.timeline.engine import Engine, LayerFacts, OpenLayer, RedoPool, StoreParameters, TimelineStore
 from pageserver.timeline.info import ImportProgress, SourceStatus, TimelineInfo
 from pageserver.timeline.publisher import Publisher
+from pageserver.timeline.repository import Repository, check_repository
 from pageserver.timeline.state import TimelineState, TimelineStatus
 from pageserver.timeline.timeline import Timeline, TimelineIdentity
 
@@ -21,6 +22,7 @@ __all__ = [
     "OpenLayer",
     "Publisher",
     "RedoPool",
+    "Repository",
     "SourceStatus",
     "StoreParameters",
     "Timeline",
@@ -29,4 +31,5 @@ __all__ = [
     "TimelineState",
     "TimelineStatus",
     "TimelineStore",
+    "check_repository",
 ]

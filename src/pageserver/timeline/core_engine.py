@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pageserver import _core
-from pageserver.config import ServerSettings, client_page_cache_bytes, open_layer_memory_bytes
+from pageserver.clock import Clock, SystemClock
+from pageserver.config import RepositoryKind, ServerSettings, client_page_cache_bytes, open_layer_memory_bytes
 from pageserver.ids import TenantShardId
 from pageserver.postgres.redo_scratch import RedoScratch
 from pageserver.timeline.engine import RedoPool, StoreParameters, TimelineStore
+from pageserver.timeline.repository import LayeredRepository, Repository, RocksRepository
 
 _PAGE_SIZE = 8192
+_ROCKSDB_DIRECTORY = "rocksdb"
 
 
 class CoreEngine:
     """Makes stores and redo pools. `close` after all of them were shut down."""
 
-    def __init__(self, settings: ServerSettings, log: Any) -> None:
+    def __init__(self, settings: ServerSettings, log: Any, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
         self._timeout_seconds = settings.wal_redo_timeout.seconds
         self._log = log
         self._caches = _core.Caches(
@@ -49,6 +54,11 @@ class CoreEngine:
             caches=self._caches,
             download=parameters.download,
         )
+
+    def make_repository(self, kind: RepositoryKind, directory: Path) -> Repository:
+        if kind == "rocksdb":
+            return RocksRepository(directory / _ROCKSDB_DIRECTORY, clock=self._clock)
+        return LayeredRepository(self.open_store)
 
     def open_redo(self, shard: TenantShardId) -> RedoPool:
         """Return the tenant's pool. The process, and the installation it needs, are looked for at the first request."""

@@ -10,11 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from pageserver.config import RepositoryKind
 from pageserver.ids import ShardIdentity, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote.source_document import SourceTraits
+
+if TYPE_CHECKING:
+    from pageserver.timeline.repository import Repository
 
 
 class LayerFacts(Protocol):
@@ -85,6 +89,8 @@ class TimelineStore(Protocol):
     def get_many(self, keys: list[bytes], lsn: int) -> list[bytes | None]: ...
     def scan(self, start: bytes, end: bytes, lsn: int) -> list[tuple[bytes, bytes]]: ...
     def slru_segment(self, kind: int, segno: int, lsn: int) -> bytes: ...
+    def put_images(self, lsn: int, items: list[tuple[bytes, bytes]]) -> None: ...
+    def rel_size(self, spc: int, db: int, rel: int, fork: int, lsn: int) -> int | None: ...
     def open_layer(self) -> OpenLayer | None: ...
     def frozen_layers(self) -> int: ...
     def freeze(self) -> int | None: ...
@@ -113,12 +119,19 @@ class StoreParameters:
     ancestor_lsn: Lsn
     redo: RedoPool | None
     download: Callable[[str], None] | None = None
+    ancestor_id: TimelineId | None = None
+    is_new: bool = False
+    """The timeline is being created: nothing of it exists yet."""
 
 
 class Engine(Protocol):
     """Makes the engine's objects."""
 
     def open_store(self, parameters: StoreParameters) -> TimelineStore: ...
+    def make_repository(self, kind: RepositoryKind, directory: Path) -> Repository:
+        """Return the repository of a tenant whose directory that is, not opened yet."""
+        ...
+
     def open_redo(self, shard: TenantShardId) -> RedoPool | None:
         """Return the tenant's redo pool, or None where no PostgreSQL installation is configured."""
         ...

@@ -49,13 +49,16 @@ class Publisher:
         directory: Path,
         index: IndexPart,
         loaded: bool,
+        keeps_layers: bool = True,
     ) -> None:
+        """`keeps_layers` is false where another repository keeps the values, and the index the rest."""
         self._storage = storage
         self._stores_layers = stores_layers
         self._shard = shard
         self._timeline_id = timeline_id
         self._generation = generation
         self._directory = directory
+        self.keeps_layers = keeps_layers
         self._lock = asyncio.Lock()
         self._uploaded: set[str] = set(index.layers)
         self.index = index
@@ -86,7 +89,8 @@ class Publisher:
             gone = {name: self.index.layers[name] for name in removed if name in self.index.layers}
             layers = {name: entry for name, entry in self.index.layers.items() if name not in gone}
             index = self.index = replace(self.index, layers=layers)
-            index.check_before_upload()
+            if self.keeps_layers:
+                index.check_before_upload()
             await self._upload_layers(index)
             await self._storage.put(paths.index_key(self._shard, self._timeline_id, self._generation), index.encode())
             self.projected_lsn = index.disk_consistent_lsn

@@ -241,7 +241,7 @@ class Timeline:
             remote_consistent_lsn=self.publisher.projected_lsn,
             remote_consistent_lsn_visible=self.publisher.visible_lsn,
             initdb_lsn=self.initdb_lsn,
-            current_physical_size=sum(entry.file_size for entry in index.layers.values()),
+            current_physical_size=self._physical_size(),
             pg_version=self.pg_version,
             state=self.state,
             flavour=self.flavour,
@@ -251,6 +251,12 @@ class Timeline:
             rel_size_migrated_at=index.rel_size_migrated_at,
             is_invisible=index.marked_invisible_at is not None,
         )
+
+    def _physical_size(self) -> int | None:
+        """Return the bytes of all layers; none where a repository does not say what one timeline takes."""
+        if not self.publisher.keeps_layers:
+            return None
+        return sum(entry.file_size for entry in self.publisher.index.layers.values())
 
     def _check_running(self) -> None:
         if self.state.status in (TimelineStatus.STOPPING, TimelineStatus.BROKEN):
@@ -282,7 +288,8 @@ class Timeline:
             self._unpublished.append(layer)
             self._flushed_one.set()
             await self._publish_flushed()
-        if self._unpublished or self.publisher.projected_lsn < self.publisher.index.disk_consistent_lsn:
+        # The object repository flushes without a layer to name.
+        if self._unpublished or self.publisher.projected_lsn < self.disk_consistent_lsn:
             await self._publish_flushed()
 
     async def _publish_flushed(self) -> None:

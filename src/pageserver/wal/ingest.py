@@ -19,6 +19,7 @@ from typing import cast
 from pageserver import _core
 from pageserver.ids import ShardIdentity
 from pageserver.lsn import MAX_LSN, Lsn
+from pageserver.repository import ObjectTimeline
 from pageserver.timeline.engine import TimelineStore
 from pageserver.wal.apply import RecordApplier
 from pageserver.wal.source_document import Flavour
@@ -52,7 +53,7 @@ class WalApplier:
         flavour: Flavour,
     ) -> None:
         self._ingest = _core.WalIngest(
-            cast("_core.TimelineStore", store),
+            cast("_core.TimelineStore | ObjectTimeline", store),
             start_lsn=start,
             checkpoint=checkpoint,
             system_identifier=system_identifier,

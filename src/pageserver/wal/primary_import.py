@@ -21,6 +21,7 @@ from pageserver.errors import StoppedError
 from pageserver.lsn import Lsn
 from pageserver.postgres.control_file import ControlFile
 from pageserver.remote.source_document import SourceDocument
+from pageserver.repository import ObjectTimeline
 from pageserver.tenant.source_slot import RootParameters, SourceSlot
 from pageserver.timeline.info import ImportProgress
 from pageserver.timeline.timeline import Timeline
@@ -74,7 +75,7 @@ def take_base_backup(
 async def write_timeline(
     timeline: Timeline, directory: DataDirectory, *, lsn: Lsn, compression: str, report: ReportProgress
 ) -> None:
-    """Write image layers of everything at `lsn` and name them in the timeline's first index.
+    """Write image layers, or objects, of everything at `lsn`, and put the timeline's first index, which names them.
 
     Cancellation: ends between two layers; what was written is named nowhere and removed with the directory.
     """
@@ -89,6 +90,16 @@ async def write_timeline(
     on_bytes(0)  # a small cluster is one layer: without this its writing would never be shown
     control = ControlFile(directory.control_file)
     pieces = pieces_of(directory, control=control, pg_version=timeline.pg_version)
+    if isinstance(timeline.store, ObjectTimeline):
+        objects = timeline.store
+
+        def import_all() -> None:
+            for done in objects.import_pieces(lsn, pieces):
+                on_bytes(done)
+
+        await run_blocking(import_all, interrupt=stopping.set)
+        await timeline.publish_layers([], disk_consistent_lsn=lsn)
+        return
     store = cast("ImageLayerWriter", timeline.store)
     written = await run_blocking(
         lambda: write_layers(
