@@ -19,6 +19,7 @@ import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 
 from pageserver import _core
 from pageserver.clock import Clock
@@ -41,6 +42,13 @@ _IMPORT_BATCH_BYTES = 4 << 20
 
 Piece = tuple[str, bytes, bytes] | tuple[str, bytes, str, int, int]
 """What an import brings: `("bytes", key, value)` or `("file", first key, path, offset, blocks)`."""
+
+
+class LayersRefusedError(CorruptDataError):
+    """Layers belong to the layered repository; this timeline is kept in objects."""
+
+    def __init__(self, *, names: list[str]) -> None:
+        super().__init__(f"a timeline that is kept in objects has no layers {', '.join(names[:10])}", names=names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,11 +350,14 @@ class ObjectTimeline:
             self._disk_consistent_lsn = max(self._disk_consistent_lsn, wanted[-1])
             self._tell()
 
-    def add_layer(self, name: str, path: str, file_size: int) -> None:
-        raise CorruptDataError(f"layer {name} belongs to the layered repository, this timeline is kept in objects")
+    def add_layers(self, layers: Sequence[tuple[str, str | PathLike[str], int]]) -> None:
+        raise LayersRefusedError(names=[name for name, _, _ in layers])
 
     def remove_layers(self, names: list[str]) -> None:
-        raise CorruptDataError(f"layers {names} belong to the layered repository, this timeline is kept in objects")
+        raise LayersRefusedError(names=names)
+
+    def evict_layers(self, names: list[str]) -> None:
+        raise LayersRefusedError(names=names)
 
     def begin_collection(self, cutoff: int) -> TimelineRecord:
         """Refuse reads below `cutoff` from now on, and note it in the store; returns the changed record."""
