@@ -8,11 +8,15 @@ scan, commits of the prepared transactions, new writes, a crash and the recovery
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from pageserver import _core
+from pageserver.keyspace.key import PAGE_SIZE, RELATION_SEGMENT_BLOCKS
 from pageserver.postgres.versions import postgres_version
 from tests.postgres.server import PostgresServer
 from tests.torture.workload import Moment, TableSums, databases, table_sums
@@ -32,6 +36,7 @@ _CONDITIONS: Final = (
 """One per index kind that may serve it, and both columns of those kinds that change theirs."""
 _SAMPLES: Final = 5
 
+_RELATION_FILE: Final = re.compile(r"\d+(_(vm|fsm|init))?(\.\d+)?", re.ASCII)
 _COMPLAINT: Final = re.compile(r"\b(?:ERROR|PANIC|WARNING):", re.MULTILINE)
 
 
@@ -152,16 +157,34 @@ def _amcheck(server: PostgresServer, *options: str) -> int:
 
 
 def _check_page_checksums(server: PostgresServer) -> None:
-    """Run pg_checksums on the stopped server. 14 to 17 share one format, but the tool may be of another major than
-    the server, and looks into tablespaces by the name that its own major gives their folder: that gets a link.
+    """Run pg_checksums on the stopped server; where there is none for its control file (17), compute the checksums.
+
+    The tool may be of another major than the server, and looks into tablespaces by the name that its own major gives
+    their folder: that gets a link.
     """
     version = server.program("pg_checksums", "--version").stdout.removeprefix("pg_checksums (PostgreSQL) ")
-    own = postgres_version(server.major).tablespace_directory
-    asked = postgres_version(int(version.split(".")[0])).tablespace_directory
-    if asked != own:
+    own, asked = postgres_version(server.major), postgres_version(int(version.split(".")[0]))
+    if own.control_version != asked.control_version:
+        _compute_page_checksums(server)
+        return
+    if asked.tablespace_directory != own.tablespace_directory:
         for tablespace in (server.data_dir / "pg_tblspc").iterdir():
-            (tablespace / asked).symlink_to(own)
+            (tablespace / asked.tablespace_directory).symlink_to(own.tablespace_directory)
     server.program("pg_checksums", "--check", "-D", str(server.data_dir))
+
+
+def _compute_page_checksums(server: PostgresServer) -> None:
+    checked = 0
+    for folder in ("base", "global", "pg_tblspc"):
+        # Tablespaces are links, which a walk follows only when it is told to.
+        for directory, _, names in os.walk(server.data_dir / folder, followlinks=True):
+            for name in filter(_RELATION_FILE.fullmatch, names):
+                pages = (Path(directory) / name).read_bytes()
+                segment = int(name.partition(".")[2] or 0)
+                if _core.stamp_checksums(pages, segment * RELATION_SEGMENT_BLOCKS) != pages:
+                    raise RestoreDiffersError(f"a page of {directory}/{name} has a wrong checksum")
+                checked += len(pages) // PAGE_SIZE
+    assert checked > 0
 
 
 def _check_index_answers(server: PostgresServer) -> int:
