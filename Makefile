@@ -39,12 +39,16 @@ walredo: venv ## build the WAL redo extension for every PostgreSQL whose headers
 postgres: venv ## fetch PostgreSQL 14 to 18 for tests and demo into the cache (nothing is done when they are there)
 	@$(BIN)/python tests/postgres/provision.py
 
+.PHONY: stores
+stores: venv ## fetch or build the object store servers of the tests (S3: versitygw, Azure: azurite) into the cache
+	@$(BIN)/python tests/stores/provision.py
+
 .PHONY: demo
 demo: build ## show the main job: follow a PostgreSQL under load, read its past, start it in the past
 	@$(BIN)/python demo/demo.py
 
 .PHONY: test
-test: build postgres ## set up everything and pass all tests
+test: build postgres stores ## set up everything and pass all tests
 	@echo "== tests of the engine (Rust)"
 	@cargo test --workspace --exclude pagecore-py --quiet
 	@echo "== tests of everything (Python)"

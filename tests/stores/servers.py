@@ -1,0 +1,175 @@
+"""Object store servers of the tests: versitygw (S3) and azurite (Azure Blob Storage) as processes on free ports.
+
+Each has an `endpoint`, the settings and the environment that a page server needs to reach it, and makes buckets. Data
+outlives `stop` and `kill`. Azurite loses data when it is killed, so it is always stopped orderly.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from email.utils import formatdate
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar
+
+import httpx
+
+from tests.ports import free_port
+from tests.stores.provision import provision_azurite, provision_versitygw
+
+_START_TIMEOUT_SECONDS = 60.0
+_STOP_TIMEOUT_SECONDS = 20.0
+_POLL_SECONDS = 0.05
+
+AZURITE_ACCOUNT = "devstoreaccount1"
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+"""The account that every Azurite has; its key is public."""
+
+
+class StoreServer:
+    """A server process; subclasses say which."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def command(self) -> list[str]:
+        """Return the command line."""
+        raise NotImplementedError
+
+    @property
+    def endpoint(self) -> str:
+        """URL that clients are told."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> StoreServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self.stop()
+
+    def start(self) -> None:
+        """Start and wait until it accepts connections. Raises AssertionError with its output if it does not."""
+        assert self._process is None, "it runs already"
+        log_path = self.directory.with_name(f"{self.directory.name}.log")
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(self.command(), stdout=log, stderr=subprocess.STDOUT, cwd=self.directory)
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+        while not self._accepts():
+            ended = self._process.poll() is not None
+            assert not ended and time.monotonic() < deadline, (
+                f"{self.command()[0]} did not start: {log_path.read_text()}"
+            )
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        """Stop it orderly and wait for its end."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        assert self._process is not None, "it does not run"
+        self._process.send_signal(number)
+        try:
+            self._process.wait(_STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _accepts(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+
+class S3Server(StoreServer):
+    """versitygw over a directory: a bucket is a folder, an object a file."""
+
+    ACCESS_KEY = "test-access-key"
+    SECRET_KEY = "test-secret-key"
+    REGION = "us-east-1"
+    ENVIRONMENT: ClassVar[dict[str, str]] = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._program = provision_versitygw()
+
+    def command(self) -> list[str]:
+        for folder in ("buckets", "metadata", "versions"):
+            (self.directory / folder).mkdir(exist_ok=True)
+        keys = ["--access", self.ACCESS_KEY, "--secret", self.SECRET_KEY, "--region", self.REGION]
+        # Metadata beside the objects: not every file system of a test machine has extended attributes.
+        posix = ["posix", "--sidecar", str(self.directory / "metadata"), str(self.directory / "buckets")]
+        return [str(self._program), *keys, "--port", f"127.0.0.1:{self.port}", "--keep-alive", "--quiet", *posix]
+
+    def make_bucket(self, name: str) -> None:
+        """Make an empty bucket."""
+        (self.directory / "buckets" / name).mkdir()
+
+    def settings(self, bucket: str, endpoint: str | None = None) -> str:
+        """Return `[remote_storage]` in the form of `-c`."""
+        return (
+            f"{{bucket_name='{bucket}', bucket_region='{self.REGION}', prefix_in_bucket='pageserver/v1', "
+            f"endpoint='{endpoint or self.endpoint}'}}"
+        )
+
+
+class AzureServer(StoreServer):
+    """azurite's blob service."""
+
+    ENVIRONMENT: ClassVar[dict[str, str]] = {
+        "AZURE_STORAGE_ACCESS_KEY": AZURITE_KEY,
+        "AZURE_STORAGE_ACCOUNT": AZURITE_ACCOUNT,
+    }
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._script = provision_azurite()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}/{AZURITE_ACCOUNT}"
+
+    def command(self) -> list[str]:
+        node = shutil.which("node")
+        assert node is not None, "provisioning needed it"
+        place = ["--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--location", str(self.directory)]
+        return [node, str(self._script), "--silent", "--skipApiVersionCheck", "--disableTelemetry", *place]
+
+    def make_bucket(self, name: str) -> None:
+        """Make an empty container, with a request signed by the account's key."""
+        version, date = "2021-08-06", formatdate(usegmt=True)
+        resource = f"/{AZURITE_ACCOUNT}/{AZURITE_ACCOUNT}/{name}\nrestype:container"
+        signed = f"PUT{chr(10) * 12}x-ms-date:{date}\nx-ms-version:{version}\n{resource}"
+        digest = hmac.new(base64.b64decode(AZURITE_KEY), signed.encode(), hashlib.sha256).digest()
+        headers = {
+            "x-ms-date": date,
+            "x-ms-version": version,
+            "Authorization": f"SharedKey {AZURITE_ACCOUNT}:{base64.b64encode(digest).decode()}",
+        }
+        httpx.put(f"{self.endpoint}/{name}?restype=container", headers=headers).raise_for_status()
+
+    def settings(self, container: str, endpoint: str | None = None) -> str:
+        """Return `[remote_storage]` in the form of `-c`."""
+        return (
+            f"{{container_name='{container}', container_region='us', storage_account='{AZURITE_ACCOUNT}', "
+            f"prefix_in_container='pageserver/v1', endpoint='{endpoint or self.endpoint}'}}"
+        )
