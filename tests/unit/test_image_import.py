@@ -20,6 +20,7 @@ from pageserver.keyspace.directories import (
 )
 from pageserver.keyspace.key import Key, RelTag, SlruKind
 from pageserver.postgres.control_file import ControlFile
+from pageserver.postgres.two_phase import TwoPhaseFileError, TwoPhaseFileIncompleteError
 from pageserver.wal.data_directory import DataDirectory, DataDirectoryError, Spool, scan_data_directory
 from pageserver.wal.image_import import Piece, pieces_of, plan_layers
 from pageserver.wal.tar_stream import Closing, TarReader
@@ -169,6 +170,27 @@ def test_half_a_block_is_an_error_unless_the_server_ran(tmp_path: Path) -> None:
     (database,) = [db for db in directory.databases if (db.tablespace, db.database) == (1663, 5)]
     assert database.relations[16392][0].blocks == 1
     with pytest.raises(DataDirectoryError, match="not a multiple"):
+        scan_data_directory(tmp_path, tablespaces={}, tolerant=False)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 12])
+def test_a_two_phase_file_that_was_being_written_is_left_to_its_record(tmp_path: Path, kept: int) -> None:
+    files = {**FILES, "pg_twophase/000002E6": twophase_file()[:kept]}
+    assert [xid for xid, _ in spooled(tmp_path, files).twophase] == [0x2E5]
+    with pytest.raises(TwoPhaseFileIncompleteError, match="000002E6"):
+        scan_data_directory(tmp_path, tablespaces={}, tolerant=False)
+
+
+def test_a_two_phase_file_with_a_wrong_crc_is_an_error_also_if_the_server_ran(tmp_path: Path) -> None:
+    damaged = twophase_file()[:-1] + b"?"
+    with pytest.raises(TwoPhaseFileError, match="CRC"):
+        spooled(tmp_path, {**FILES, "pg_twophase/000002E6": damaged})
+
+
+def test_half_a_page_of_an_slru_is_left_to_the_wal_unless_the_server_was_stopped(tmp_path: Path) -> None:
+    directory = spooled(tmp_path, {**FILES, "pg_xact/0000": b"x" * (PAGE + PAGE // 2)})
+    assert [segment.pages for segment in directory.slru_segments if "pg_xact" in segment.path] == [1]
+    with pytest.raises(DataDirectoryError, match="invalid length"):
         scan_data_directory(tmp_path, tablespaces={}, tolerant=False)
 
 

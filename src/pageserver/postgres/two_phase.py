@@ -26,6 +26,10 @@ class TwoPhaseFileError(CorruptDataError):
         super().__init__(f"two-phase file {name}: {reason}", name=name)
 
 
+class TwoPhaseFileIncompleteError(TwoPhaseFileError):
+    """The file is shorter than it says: it is damaged, or the server was writing it when it was copied."""
+
+
 def twophase_file_name(xid: int, version: PostgresVersion) -> str:
     """Return 8 upper-case hexadecimal digits, or 16 from PostgreSQL 17 on."""
     return f"{xid:016X}" if version.has_full_xids else f"{xid:08X}"
@@ -49,7 +53,10 @@ def decode_twophase_file(content: bytes, name: str) -> bytes:
     Raises: TwoPhaseFileError.
     """
     total_length = int.from_bytes(content[4:8], "little")
-    if len(content) < 8 + _CRC_SIZE or total_length not in (len(content), len(content) + _CRC_SIZE):
+    if len(content) < max(8 + _CRC_SIZE, total_length - _CRC_SIZE):
+        reason = f"{len(content)} bytes where its header says {total_length}" if content else "it is empty"
+        raise TwoPhaseFileIncompleteError(reason=reason, name=name)
+    if total_length not in (len(content), len(content) + _CRC_SIZE):
         raise TwoPhaseFileError(reason=f"{len(content)} bytes where its header says {total_length}", name=name)
     if total_length == len(content) + _CRC_SIZE:
         return content

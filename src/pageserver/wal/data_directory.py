@@ -36,7 +36,11 @@ from pageserver.postgres.relation_files import (
     parse_slru_file_name,
 )
 from pageserver.postgres.replication_origins import ORIGIN_CHECKPOINT_PATH, decode_origin_checkpoint
-from pageserver.postgres.two_phase import decode_twophase_file, parse_twophase_file_name
+from pageserver.postgres.two_phase import (
+    TwoPhaseFileIncompleteError,
+    decode_twophase_file,
+    parse_twophase_file_name,
+)
 from pageserver.wal.tar_stream import MemberKind, TarMember
 
 _SIGNAL_FILES: Final = ("zenith.signal", "neon.signal")
@@ -168,9 +172,9 @@ def is_imported(path: str) -> bool:
 def scan_data_directory(root: Path, *, tablespaces: dict[int, str], tolerant: bool) -> DataDirectory:
     """List a spooled data directory.
 
-    `tolerant`: the copy was taken while the server ran, so a file may end within a block that WAL writes again, and a
-    segment behind a short one is what a truncation or extension left (PostgreSQL itself stops at the first short one).
-    Otherwise both are errors. Raises: DataDirectoryError.
+    `tolerant`: the copy was taken while the server ran, so a file may end within a block that WAL writes again, a
+    two-phase file may be shorter than it says, and a segment behind a short one is what a truncation or extension
+    left (PostgreSQL itself stops at the first short one). Otherwise these are errors. Raises: DataDirectoryError.
     """
     control = root / "global/pg_control"
     if not control.is_file():
@@ -183,8 +187,8 @@ def scan_data_directory(root: Path, *, tablespaces: dict[int, str], tolerant: bo
     return DataDirectory(
         control_file=control.read_bytes(),
         databases=tuple(_scan_databases(root, tolerant=tolerant)),
-        slru_segments=tuple(_scan_slrus(root)),
-        twophase=tuple(_scan_twophase(root / "pg_twophase")),
+        slru_segments=tuple(_scan_slrus(root, tolerant=tolerant)),
+        twophase=tuple(_scan_twophase(root / "pg_twophase", tolerant=tolerant)),
         origins=tuple(_read_origins(root / ORIGIN_CHECKPOINT_PATH)),
         tablespaces=tuple(sorted(tablespaces.items())),
         backup_label=_read_text(root / "backup_label"),
@@ -262,7 +266,7 @@ def _order_segments(files: dict[int, tuple[str, int]], *, tolerant: bool) -> tup
 # The rest.
 
 
-def _scan_slrus(root: Path) -> Iterator[SlruSegment]:
+def _scan_slrus(root: Path, *, tolerant: bool) -> Iterator[SlruSegment]:
     for kind in SlruKind:
         directory = kind.directory
         if not (root / directory).is_dir():
@@ -273,20 +277,27 @@ def _scan_slrus(root: Path) -> Iterator[SlruSegment]:
             if number is None:
                 raise DataDirectoryError(f"invalid SLRU segment name {path}")
             pages, rest = divmod(path.stat().st_size, PAGE_SIZE)
-            if rest or pages > SLRU_SEGMENT_BLOCKS:
+            if (rest and not tolerant) or pages > SLRU_SEGMENT_BLOCKS:
                 raise DataDirectoryError(f"SLRU segment {path} has the invalid length {path.stat().st_size}")
             found.append(SlruSegment(kind, number, str(path), pages))
         yield from sorted(found, key=lambda segment: segment.number)
 
 
-def _scan_twophase(directory: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (xid, contents without the CRC), which the value from a PREPARE record does not have (spec wal.md 11)."""
+def _scan_twophase(directory: Path, *, tolerant: bool) -> Iterator[tuple[int, bytes]]:
+    """Yield (xid, contents without the CRC), which the value from a PREPARE record does not have (spec wal.md 11).
+
+    A checkpoint writes such a file in place, once for each transaction that was prepared before it. The checkpoint of
+    the base copy itself was over before anything was copied; so a file that is met half-written is that of a
+    transaction whose PREPARE record is in the WAL of the copy, and is left to that.
+    """
     if not directory.is_dir():
         return
-    yield from sorted(
-        (parse_twophase_file_name(path.name), decode_twophase_file(path.read_bytes(), path.name))
-        for path in directory.iterdir()
-    )
+    for path in sorted(directory.iterdir(), key=lambda path: parse_twophase_file_name(path.name)):
+        try:
+            yield parse_twophase_file_name(path.name), decode_twophase_file(path.read_bytes(), path.name)
+        except TwoPhaseFileIncompleteError:
+            if not tolerant:
+                raise
 
 
 def _read_origins(path: Path) -> Iterator[tuple[int, int]]:
