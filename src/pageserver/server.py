@@ -29,7 +29,7 @@ from pageserver.config import InvalidSettingError, RemoteStorage, ServerConfig
 from pageserver.errors import PageServerError
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import configure_logging, render_metrics
-from pageserver.remote import GenerationClaim, LocalStore, ObjectStorage, open_object_storage, paths
+from pageserver.remote import GenerationClaim, LocalStore, ObjectStorage, RetryingStorage, open_object_storage, paths
 from pageserver.remote.generations import probe_store
 from pageserver.remote.local_store import make_directory_durable, sync_directory
 from pageserver.serve.page_service import PageServiceRoom
@@ -165,6 +165,7 @@ class _Server:
         config, settings, clock = self._config, self._config.settings, SystemClock()
         http_socket = bind(settings.listen_http_addr)
         storage, stores_layers = open_storage(config, clock, self._log)
+        stats = storage.stats if isinstance(storage, RetryingStorage) else None
         engine = CoreEngine(settings, self._log, clock)
         pages = PageServiceRoom(settings, self._log)
         way_in = PostgresWayIn(
@@ -201,7 +202,7 @@ class _Server:
             manager=manager,
             clock=clock,
             launch_timestamp=self._launch_timestamp,
-            metrics=lambda: render_metrics(manager, config.ignored_items, self._version),
+            metrics=lambda: render_metrics(manager, config.ignored_items, self._version, store=stats),
             log=self._log,
         )
         try:

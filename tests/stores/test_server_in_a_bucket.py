@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conftest import MakeServer
@@ -50,5 +51,14 @@ async def test_a_server_follows_a_primary_into_a_bucket_that_fails(
             path.unlink()
         server.start()
         compare_with_primary(server, primary, timeline)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            metrics = (await client.get("/metrics")).text
+        counted = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+        for kind in ("get_object", "put_object", "list_objects"):
+            labels = f'request_type="{kind}",result="ok"'
+            whole = int(counted[f"remote_storage_s3_request_seconds_count{{{labels}}}"])
+            assert whole > 0, f"{kind} was counted"
+            assert int(counted[f'remote_storage_s3_request_seconds_bucket{{{labels},le="+Inf"}}']) == whole
+        assert counted['remote_storage_s3_cancelled_waits_total{request_type="head_object"}'] == "0"
         assert "Simulating remote failures for first 1 attempts of each op" in server.log_path.read_text()
         assert "simulated failure of remote operation Upload(" in server.log_path.read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from pageserver.remote.request_stats import BOUNDS_SECONDS, Histogram, RequestStats
 from pageserver.tenant import TenantManager
 from pageserver.tenant.manager import MapState
 
@@ -15,9 +16,12 @@ class _Family:
     kind: str
     text: str
     samples: Sequence[tuple[dict[str, str], float]]
+    """Label `__suffix` is no label but the end of the sample's name."""
 
 
-def render_metrics(manager: TenantManager, ignored_items: Sequence[str], version: str) -> bytes:
+def render_metrics(
+    manager: TenantManager, ignored_items: Sequence[str], version: str, *, store: RequestStats | None = None
+) -> bytes:
     """Return the exposition text of what is counted so far."""
     families = [
         _Family(
@@ -32,6 +36,8 @@ def render_metrics(manager: TenantManager, ignored_items: Sequence[str], version
     ]
     if manager.map_state is not MapState.INITIALIZING:
         families += _tenant_families(manager)
+    if store is not None:
+        families += _store_families(store)
     return "".join(_encode(families)).encode()
 
 
@@ -77,13 +83,47 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
     ]
 
 
+def _store_families(store: RequestStats) -> list[_Family]:
+    """Return what requests to object storage cost (metrics.md); all children exist from the start."""
+    requests: list[tuple[dict[str, str], float]] = []
+    for (kind, result), histogram in store.requests.items():
+        requests += _histogram({"request_type": kind.value, "result": result.value}, histogram)
+    waits: list[tuple[dict[str, str], float]] = []
+    for kind, histogram in store.waits.items():
+        waits += _histogram({"request_type": kind.value}, histogram)
+    cancelled = [({"request_type": kind.value}, float(count)) for kind, count in store.cancelled_waits.items()]
+    return [
+        _Family("remote_storage_s3_request_seconds", "histogram", "Seconds to complete a request", requests),
+        _Family("remote_storage_s3_wait_seconds", "histogram", "Seconds rate limited", waits),
+        _Family(
+            "remote_storage_s3_cancelled_waits_total", "counter", "Times a semaphore wait was cancelled", cancelled
+        ),
+        _Family(
+            "remote_storage_s3_deleted_objects_total",
+            "counter",
+            "Amount of deleted objects in total",
+            [({}, store.deleted_objects)],
+        ),
+    ]
+
+
+def _histogram(labels: dict[str, str], histogram: Histogram) -> Iterable[tuple[dict[str, str], float]]:
+    below = 0
+    for bound, count in zip((*BOUNDS_SECONDS, None), histogram.counts, strict=True):
+        below += count
+        yield {"__suffix": "_bucket", **labels, "le": "+Inf" if bound is None else f"{bound:g}"}, below
+    yield {"__suffix": "_sum", **labels}, histogram.sum_seconds
+    yield {"__suffix": "_count", **labels}, below
+
+
 def _encode(families: Iterable[_Family]) -> Iterable[str]:
     for family in families:
         yield f"# HELP {family.name} {family.text}\n# TYPE {family.name} {family.kind}\n"
         for labels, value in family.samples:
-            shown = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
+            shown = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items() if key != "__suffix")
             braced = f"{{{shown}}}" if shown else ""
-            yield f"{family.name}{braced} {int(value) if value == int(value) else format(value, 'g')}\n"
+            name = family.name + labels.get("__suffix", "")
+            yield f"{name}{braced} {int(value) if value == int(value) else format(value, 'g')}\n"
 
 
 def _escape(text: str) -> str:

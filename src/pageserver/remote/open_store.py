@@ -45,12 +45,13 @@ def open_object_storage(
     probability. Raises InvalidSettingError.
     """
     store = open_backend(settings, workdir)
+    stats = store.stats if isinstance(store, CloudStore) else None
     if failures > 0:
         log.warning(f"Simulating remote failures for first {failures} attempts of each op")
         store = UnreliableStorage(
             store, attempts=failures, probability_percent=failure_percent, random=random or Random()
         )
-    return RetryingStorage(store, clock=clock, log=log)
+    return RetryingStorage(store, clock=clock, log=log, stats=stats)
 
 
 def open_backend(settings: RemoteStorage, workdir: Path) -> ObjectStorage:

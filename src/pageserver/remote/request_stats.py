@@ -25,10 +25,17 @@ class RequestKind(Enum):
     LIST = "list_objects"
     COPY = "copy_object"
     HEAD = "head_object"
+    LIST_VERSIONS = "list_versions"
+    TIME_TRAVEL = "time_travel_recover"
 
     @property
     def writes(self) -> bool:
-        return self in (RequestKind.PUT, RequestKind.DELETE, RequestKind.COPY)
+        return self in (
+            RequestKind.PUT,
+            RequestKind.DELETE,
+            RequestKind.COPY,
+            RequestKind.TIME_TRAVEL,
+        )
 
 
 class RequestResult(Enum):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pageserver.clock import Clock
+from pageserver.remote.request_stats import RequestStats
 from pageserver.remote.storage import (
     FetchedObject,
     ObjectExistsError,
@@ -88,9 +89,18 @@ async def retry(
 
 
 class RetryingStorage:
-    """A store whose operations are tried again by `policy`."""
+    """A store whose operations are tried again by `policy`. `stats` is what the store below counts, if it counts."""
 
-    def __init__(self, inner: ObjectStorage, *, clock: Clock, log: Any, policy: RetryPolicy = DEFAULT_POLICY) -> None:
+    def __init__(
+        self,
+        inner: ObjectStorage,
+        *,
+        clock: Clock,
+        log: Any,
+        policy: RetryPolicy = DEFAULT_POLICY,
+        stats: RequestStats | None = None,
+    ) -> None:
+        self.stats = stats
         self.single_attempts = inner
         self._inner = inner
         self._clock = clock
