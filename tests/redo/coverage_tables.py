@@ -76,6 +76,7 @@ def as_markdown(coverages: list[Coverage]) -> str:
         lines += [_run_row(str(run.get("version", coverage.major)), [run]) for run in coverage.runs]
         if len(coverage.runs) > 1:
             lines.append(_run_row(f"**{coverage.major}, all**", coverage.runs))
+    lines += ["", "## Differences", "", *_differences(coverages)]
     lines += [
         "",
         "## What occurred",
@@ -90,6 +91,17 @@ def as_markdown(coverages: list[Coverage]) -> str:
         shown = f"· {name.strip()}" if name.startswith(" ") else name
         lines.append(f"| {rmgr} | {info} | {shown} | {' | '.join(rest)} |")
     return "\n".join(lines)
+
+
+def _differences(coverages: list[Coverage]) -> list[str]:
+    """One line for each kind that differed in a run, with the first difference as `redo-diff` tells it."""
+    lines = [
+        f"- {run['version']} {run['mode']}, {name}: {count:,} by {witness}, the first: {detail}"
+        for coverage in coverages
+        for run in coverage.runs
+        for name, count, witness, detail in run.get("redo_diff", {}).get("found", [])
+    ]
+    return lines or ["None."]
 
 
 def _run_row(title: str, runs: list[dict[str, Any]]) -> str:

@@ -101,8 +101,7 @@ class Coverage:
         facts = json.loads(about.read_text()) if about.exists() else {"major": self.major, "mode": run.name}
         proof = run / "redo-diff.json"
         if proof.exists():
-            proven = json.loads(proof.read_text())
-            facts["redo_diff"] = {name: proven[name] for name in ("compared", "different", "unsupported", "witnesses")}
+            facts["redo_diff"] = summarise_proof(json.loads(proof.read_text()))
         self.runs.append({**facts, "records": records, "page_versions": page_versions, "pages_shown": shown})
 
     def add_counted(self, counted: dict[str, Any]) -> None:
@@ -150,6 +149,23 @@ class Coverage:
 def _naming_bits(rmgr: str, info: int) -> int:
     """Keep the bits of an info byte that tell the kind: transactions use the highest one for something else."""
     return info & (0x70 if rmgr == "Transaction" else 0xF0)
+
+
+def summarise_proof(report: dict[str, Any]) -> dict[str, Any]:
+    """Return what the tables need of a report of `pagectl redo-diff --json`.
+
+    `found` names each kind that differs, how often, and the first difference of it.
+    """
+    found = []
+    for kind in report["kinds"]:
+        if kind["different"]:
+            first = next(
+                (d for d in report["differences"] if d["record"] and d["record"]["type"] == kind["type"]),
+                {"witness": "", "detail": ""},
+            )
+            name = f"{kind['rmgr']} {kind['type']}"
+            found.append([name, kind["different"], first["witness"], first["detail"]])
+    return {name: report[name] for name in ("compared", "different", "unsupported", "witnesses")} | {"found": found}
 
 
 def label(variant: Variant) -> str:

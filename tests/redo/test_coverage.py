@@ -7,6 +7,7 @@ all kinds and variants; one version takes a quarter of a minute. All five are in
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from collections import Counter
@@ -18,7 +19,7 @@ import pytest
 from tests.postgres.provision import Installation
 from tests.redo.coverage_tables import as_markdown, as_text
 from tests.redo.make_wal import make_run
-from tests.redo.record_counts import Coverage, RunError, as_json, measure, read_records
+from tests.redo.record_counts import Coverage, RunError, as_json, measure, read_records, summarise_proof
 from tests.redo.record_types import MAJORS, kinds_of
 from tests.redo.record_variants import variants_of
 
@@ -130,3 +131,42 @@ def test_the_table_has_a_column_for_each_version() -> None:
     assert re.search(r"^XLOG +0x20  NOOP +0 +0  nothing in the server writes it$", text, re.MULTILINE)
     assert "| Heap2 | 0x30 | FREEZE_PAGE | 3 | – |  |" in as_markdown(coverages)
     assert as_json(coverages)["17"]["complaints"] == []
+
+
+def test_counts_that_were_written_down_can_be_taken_instead_of_a_run(tmp_path: Path) -> None:
+    """Goal: runs that are too large to lie on disk together still give one table."""
+    first, second = _complete(16), _complete(16)
+    first.runs.append({"version": "16.14", "mode": "checked", "records": 70, "page_versions": 80, "wal_bytes": 3 << 20})
+    second.runs.append({"version": "16.14", "mode": "plain", "records": 5, "page_versions": 6, "seconds": 9})
+    paths = []
+    for number, coverage in enumerate((first, second, _complete(14))):
+        paths.append(tmp_path / f"{number}.json")
+        paths[-1].write_text(json.dumps(as_json([coverage])))
+    older, both = measure(paths)
+    assert (older.major, both.major) == (14, 16)
+    assert both.complaints() == []
+    assert both.kinds["Heap", "INSERT", 0] == 6
+    assert "| **16, all** |  |  |  | 3 | 9 | 75 | 86 |" in as_markdown([older, both])
+
+
+def test_the_page_names_what_differed() -> None:
+    """Goal: a proof that failed cannot be published as one that succeeded."""
+    record = {"rmgr": "Heap", "type": "INPLACE"}
+    report = {
+        "compared": 10,
+        "different": 2,
+        "unsupported": 0,
+        "witnesses": {"process": {"compared": 10, "different": 2}},
+        "kinds": [
+            {"rmgr": "Heap", "type": "INSERT", "different": 0},
+            {"rmgr": "Heap", "type": "INPLACE", "different": 2},
+        ],
+        "differences": [{"witness": "process", "detail": "1 bytes differ", "record": record}],
+    }
+    coverage = _complete(18)
+    run = {"version": "18.4", "mode": "plain", "records": 5, "page_versions": 11}
+    coverage.runs.append({**run, "redo_diff": summarise_proof(report)})
+    page = as_markdown([coverage])
+    assert "- 18.4 plain, Heap INPLACE: 2 by process, the first: 1 bytes differ\n" in page
+    assert "| 18.4 | plain |  |  | 0 | 0 | 5 | 11 | 10 | 2 |  | 10 |  |" in page
+    assert "## Differences\n\nNone.\n" in as_markdown([_complete(18)])
