@@ -33,6 +33,16 @@ async def keys(
     return [item.key async for item in store.list_objects(prefix, start_after=start_after, max_keys=max_keys)]
 
 
+def has_attributes(directory: Path) -> bool:
+    """Return whether files here have extended attributes: a directory keeps checksums there."""
+    (directory / "probe").touch()
+    try:
+        os.setxattr(directory / "probe", "user.probe", b"1")
+    except OSError:
+        return False
+    return True
+
+
 async def test_objects_are_replaced_read_and_described(bucket: Bucket) -> None:
     store = bucket.open()
     before = datetime.now(UTC) - timedelta(minutes=5)
@@ -107,15 +117,16 @@ async def test_files_go_up_and_down_with_their_checksum(bucket: Bucket, tmp_path
     """Goal: one request or several parts, the same content and checksum. 20 MiB are three parts of 8 MiB."""
     store = bucket.open()
     content = os.urandom(size)
+    checksum = _core.crc32c(content) if bucket.kind != "local" or has_attributes(tmp_path) else None
     (tmp_path / "layer").write_bytes(content)
     await store.upload("t/layer-00000001", tmp_path / "layer")
     assert await store.download("t/layer-00000001", tmp_path / "copy") == size
     assert (tmp_path / "copy").read_bytes() == content
     found = await store.head("t/layer-00000001")
-    assert (found.size_bytes, found.crc32c) == (size, _core.crc32c(content))
+    assert (found.size_bytes, found.crc32c) == (size, checksum)
     await store.copy("t/layer-00000001", "t/preserved")
     copied = await store.head("t/preserved")
-    assert (copied.size_bytes, copied.crc32c) == (size, _core.crc32c(content))
+    assert (copied.size_bytes, copied.crc32c) == (size, checksum)
     with pytest.raises(FileExistsError):
         await store.download("t/preserved", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == content, "a file that was there is not touched"

@@ -35,8 +35,10 @@ _CODE = re.compile(r"<Code>([^<]*)</Code>|\(code: (\w+)\)")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 _INNERMOST = re.compile(r'(?:message: |Custom \{\s*kind: \w+,\s*error: )"([^"]+)"')
 _TIMEOUT = re.compile(r"\bkind: Timeout\b|TimedOut|operation timed out")
-_REFUSED_STATUS = re.compile(r"status code: 40[134]\b")
-"""Listings have no kinds of errors but the general one: their status tells."""
+_REFUSED_STATUS = re.compile(r"status code: 40[0134]\b")
+"""What is wrong with the request itself. Listings have no kinds of errors but the general one: their status tells."""
+_PASSING_CODES = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "OperationTimedOut"})
+"""Codes of a 400 that comes from the way and not from the request."""
 _STATUS = re.compile(r"status code: (\d{3} [A-Za-z ]+)")
 _REFUSED = (FileNotFoundError, exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 _BAD_REQUEST = (
@@ -65,7 +67,7 @@ def translate(error: Exception, *, operation: str, key: str, store: str, writes:
         return ObjectExistsError(key=key)
     if isinstance(error, _BAD_REQUEST):
         return RequestError(f"{store} cannot {operation} {key!r}: {explain(text)}", key=key)
-    if isinstance(error, _REFUSED) or _REFUSED_STATUS.search(_head(text)):
+    if isinstance(error, _REFUSED) or (_REFUSED_STATUS.search(_head(text)) and code not in _PASSING_CODES):
         return StoreRefusedError(
             f"{store} refuses to {operation} {key!r}: {explain(text)}",
             operation=operation,

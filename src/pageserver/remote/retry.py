@@ -10,8 +10,8 @@ Invariants:
   back says so, an "exists" is not believed either: S3 answers 409 to a create that raced with another one, also if
   nothing was created in the end.
 
-Owners of queues that retry for ever (`policy=FOR_EVER`) call `retry` around a store of single attempts, which
-`RetryingStorage.single_attempts` hands out, so that the two never multiply.
+Owners of queues that retry for ever call `retry(…, policy=FOR_EVER)` around `single_attempts(storage)`, so that the two
+never multiply.
 """
 
 from __future__ import annotations
@@ -160,6 +160,11 @@ class RetryingStorage:
 
     async def _retry(self, operation: Callable[[], Awaitable[_T]], what: str) -> _T:
         return await retry(operation, what=what, policy=self._policy, clock=self._clock, log=self._log)
+
+
+def single_attempts(storage: ObjectStorage) -> ObjectStorage:
+    """Return the store whose operations are attempted once: for owners that retry themselves."""
+    return storage.single_attempts if isinstance(storage, RetryingStorage) else storage
 
 
 class _Create:

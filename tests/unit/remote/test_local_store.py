@@ -13,6 +13,7 @@ from pageserver.remote import (
     LocalStore,
     ObjectExistsError,
     ObjectNotFoundError,
+    StoreUnavailableError,
     claim_generation,
     find_generationed,
 )
@@ -22,6 +23,7 @@ from pageserver.remote.generations import (
     is_newest_generation,
     probe_store,
 )
+from pageserver.remote.storage import ObjectChecksumError
 
 SHARD = TenantShardId(TenantId(bytes(range(16))))
 
@@ -111,3 +113,39 @@ async def test_nothing_to_find_is_not_found(tmp_path: Path) -> None:
     await store.put("t/index_part.json-00000009", b"later generations are invisible")
     with pytest.raises(ObjectNotFoundError):
         await find_generationed(store, "t/index_part.json", Generation(5))
+
+
+async def test_damage_in_an_uploaded_file_is_found(tmp_path: Path) -> None:
+    """standalone.md 5. File systems without extended attributes have no place for the checksum."""
+    store = LocalStore(tmp_path / "bucket")
+    (tmp_path / "layer").write_bytes(b"x" * 100_000)
+    await store.upload("t/layer", tmp_path / "layer")
+    if (await store.head("t/layer")).crc32c is None:
+        pytest.skip("no extended attributes here")
+    with (tmp_path / "bucket" / "t" / "layer").open("r+b") as file:
+        file.seek(50_000)
+        file.write(b"y")
+    with pytest.raises(ObjectChecksumError, match="t/layer is damaged"):
+        await store.download("t/layer", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    await store.put("t/layer", b"replaced")
+    assert (await store.head("t/layer")).crc32c is None, "another content has no checksum of the old one"
+
+
+async def test_trouble_with_the_store_and_with_our_own_file_are_told_apart(tmp_path: Path) -> None:
+    """Goal: what may work later is retried; what is wrong with the caller's file is not."""
+    (tmp_path / "file").write_bytes(b"x")
+    broken = LocalStore(tmp_path / "file")
+    with pytest.raises(StoreUnavailableError, match="cannot put a/b"):
+        await broken.put("a/b", b"")
+    with pytest.raises(StoreUnavailableError):
+        await broken.upload("a/b", tmp_path / "file")
+    store = LocalStore(tmp_path / "bucket")
+    with pytest.raises(FileNotFoundError):
+        await store.upload("a/b", tmp_path / "none")
+    await store.upload("a/b", tmp_path / "file")
+    with pytest.raises(FileNotFoundError):
+        await store.download("a/b", tmp_path / "no directory" / "copy")
+    with pytest.raises(FileExistsError):
+        await store.download("a/b", tmp_path / "file")
+    assert not leftovers(tmp_path)
