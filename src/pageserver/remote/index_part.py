@@ -30,8 +30,7 @@ from pageserver.remote.layer_name import LayerName
 INDEX_VERSION = 15
 PG_VERSIONS = (14, 15, 16, 17, 18)
 """Neon's indices know 14 to 17; 18 is ours."""
-REPARENTING_HISTORY_MAX = 100
-_GC_BLOCK_REASONS = ("Manual", "DetachAncestor")
+GC_BLOCK_REASONS = ("Manual", "DetachAncestor")
 _AUX_POLICIES = ("v1", "v2", "cross-validation")
 _REL_SIZE_MIGRATIONS = ("legacy", "migrating", "migrated")
 UNSHARDED = ShardIndex(ShardNumber(0), ShardCount(0))
@@ -167,12 +166,12 @@ class GcBlocking:
     def decode(cls, value: object) -> GcBlocking:
         fields = parse_object(value, "gc_blocking")
         reasons = required(fields, "reasons")
-        if not isinstance(reasons, list) or any(reason not in _GC_BLOCK_REASONS for reason in reasons):
+        if not isinstance(reasons, list) or any(reason not in GC_BLOCK_REASONS for reason in reasons):
             raise IndexDecodeError(reason=f"gc_blocking has unknown reasons {reasons!r}")
         started_at = optional_timestamp(fields, "started_at")
         if started_at is None:
             raise IndexDecodeError(reason="gc_blocking has no started_at")
-        return cls(started_at=started_at, reasons=tuple(reason for reason in _GC_BLOCK_REASONS if reason in reasons))
+        return cls(started_at=started_at, reasons=tuple(reason for reason in GC_BLOCK_REASONS if reason in reasons))
 
     def encode(self) -> dict[str, Any]:
         return {"started_at": self.started_at, "reasons": list(self.reasons)}
