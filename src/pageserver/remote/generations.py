@@ -10,14 +10,19 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from pageserver.errors import ConflictError, RequestError, UnavailableError
-from pageserver.ids import Generation, TenantShardId
+from pageserver.errors import ConflictError, CorruptDataError, RequestError, UnavailableError
+from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote import paths
 from pageserver.remote.storage import ObjectExistsError, ObjectNotFoundError, ObjectStorage
 
+HIGHEST_GENERATION = Generation(0xFFFF_FFFF)
+"""Whoever wants the newest of all objects looks with this one."""
 _CLAIM_ATTEMPTS_MAX = 16
+_INDEX_AGE_MAX = timedelta(days=14)
 _SUFFIX = re.compile(r"-([0-9a-fA-F]{8})(?:\.json)?$")
+_SUFFIX_ONLY = re.compile(r"-([0-9a-fA-F]{8})")
 
 
 class GenerationTakenError(ConflictError):
@@ -29,6 +34,15 @@ class GenerationTakenError(ConflictError):
             hint="leave the generation out to get the next free one",
             wanted=wanted,
             highest=highest,
+        )
+
+
+class IndexOutdatedError(CorruptDataError):
+    """Fatal: whoever gave us our generation gave a higher one to somebody else long ago."""
+
+    def __init__(self, *, timeline_id: TimelineId, found: Generation, newest: Generation) -> None:
+        super().__init__(
+            "Index age exceeds threshold and a newer index exists", timeline_id=timeline_id, found=found, newest=newest
         )
 
 
@@ -104,29 +118,57 @@ async def is_newest_generation(storage: ObjectStorage, shard: TenantShardId, gen
     return await _highest_claim(storage, shard) <= (generation.number or 0)
 
 
-async def find_generationed(storage: ObjectStorage, base_key: str, generation: Generation) -> tuple[bytes, Generation]:
+def generation_of_key(key: str) -> Generation:
+    """Return the generation in an object's name: at its end, or before `.json`. None if there is none."""
+    match = _SUFFIX.search(key)
+    return Generation(int(match[1], 16) if match else None)
+
+
+async def find_generationed(
+    storage: ObjectStorage, base_key: str, generation: Generation, *, extension: str = ""
+) -> tuple[bytes, Generation]:
     """Return the newest object of `base_key` not above `generation`, and its generation. Raises ObjectNotFoundError.
 
-    Source: remote-storage.md 4.4: own generation, the one before, else list; at last the name without a suffix.
+    Keys are `base_key`, the suffix, `extension`. Source: remote-storage.md 4.4: own generation, the one before, else
+    list; at last the name without a suffix.
     """
     for candidate in (generation, generation.previous()):
         if candidate is None or candidate.number is None:
             continue
         try:
-            return await storage.get(base_key + candidate.suffix()), candidate
+            return await storage.get(base_key + candidate.suffix() + extension), candidate
         except ObjectNotFoundError:
             continue
     if generation.number is not None:
         found = [
             int(match[1], 16)
             async for item in storage.list_objects(base_key)
-            if (match := _SUFFIX.search(item.key)) and item.key == f"{base_key}{match[0]}"
+            if (match := _SUFFIX_ONLY.fullmatch(item.key.removeprefix(base_key).removesuffix(extension)))
+            and item.key.endswith(extension)
         ]
         older = [number for number in found if number <= generation.number]
         if older:
             newest = Generation(max(older))
-            return await storage.get(base_key + newest.suffix()), newest
-    return await storage.get(base_key), Generation(None)
+            return await storage.get(base_key + newest.suffix() + extension), newest
+    return await storage.get(base_key + extension), Generation(None)
+
+
+async def find_index(
+    storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, generation: Generation, *, now: datetime
+) -> bytes:
+    """Return the index that is the truth for `generation`. Raises ObjectNotFoundError, IndexOutdatedError.
+
+    Source: remote-storage.md 4.5: an index that nobody wrote for two weeks, while one of a higher generation exists,
+    means that our generation went backwards.
+    """
+    base_key = paths.index_base_key(shard, timeline_id)
+    content, found = await find_generationed(storage, base_key, generation)
+    description = await storage.head(base_key + found.suffix())
+    if now - description.modified_at > _INDEX_AGE_MAX:
+        _, newest = await find_generationed(storage, base_key, HIGHEST_GENERATION)
+        if newest > found:
+            raise IndexOutdatedError(timeline_id=timeline_id, found=found, newest=newest)
+    return content
 
 
 async def _highest_claim(storage: ObjectStorage, shard: TenantShardId) -> int:

@@ -12,6 +12,9 @@ LAYER_TEMPORARY_SUFFIXES = (".___temp", ".temp_download", ".old")
 """Endings of files in a timeline's directory that never survive a start (layer-files.md 2.4)."""
 DIRECTORY_TEMPORARY_SUFFIX = "___temp"
 INDEX_NAME = "index_part.json"
+HEATMAP_NAME = "heatmap-v1.json"
+INITDB_NAME = "initdb.tar.zst"
+PRESERVED_INITDB_NAME = "initdb-preserved.tar.zst"
 
 
 def tenant_prefix(shard: TenantShardId) -> str:
@@ -46,7 +49,27 @@ def layer_key(
 
 def manifest_key(shard: TenantShardId, generation: Generation) -> str:
     """Return the tenant manifest's key: here the suffix comes before the extension."""
-    return f"{tenant_prefix(shard)}tenant-manifest{generation.suffix()}.json"
+    return f"{manifest_base_key(shard)}{generation.suffix()}.json"
+
+
+def manifest_base_key(shard: TenantShardId) -> str:
+    """Return what the keys of all generations of a manifest begin with."""
+    return f"{tenant_prefix(shard)}tenant-manifest"
+
+
+def heatmap_key(shard: TenantShardId) -> str:
+    """Return the heatmap's key. It has no generation: the last writer wins."""
+    return f"{tenant_prefix(shard)}{HEATMAP_NAME}"
+
+
+def initdb_key(tenant_id: TenantId, timeline_id: TimelineId) -> str:
+    """Return the initdb archive's key: always below the unsharded tenant, without a generation (8)."""
+    return f"{timeline_prefix(TenantShardId.unsharded(tenant_id), timeline_id)}{INITDB_NAME}"
+
+
+def preserved_initdb_key(tenant_id: TenantId, timeline_id: TimelineId) -> str:
+    """Return the key of the archive's copy that outlives the timeline."""
+    return f"{timeline_prefix(TenantShardId.unsharded(tenant_id), timeline_id)}{PRESERVED_INITDB_NAME}"
 
 
 def source_base_key(shard: TenantShardId, timeline_id: TimelineId) -> str:
@@ -77,6 +100,10 @@ def tenant_directory(workdir: Path, shard: TenantShardId) -> Path:
 
 def location_config_path(workdir: Path, shard: TenantShardId) -> Path:
     return tenant_directory(workdir, shard) / "config-v1"
+
+
+def heatmap_path(workdir: Path, shard: TenantShardId) -> Path:
+    return tenant_directory(workdir, shard) / HEATMAP_NAME
 
 
 def timelines_directory(workdir: Path, shard: TenantShardId) -> Path:
