@@ -1,7 +1,8 @@
 """Start-up and shutdown order: the one place that wires the rooms together (http-api.md 10).
 
     pid file → sockets bound → store, generations → tenants attach → HTTP answers → page service → signals
-    SIGTERM: page service stops accepting → tenants flush and stop → page connections end → HTTP last
+    SIGTERM: page service stops accepting → tenants flush and stop → page connections end → deletion lists written →
+             HTTP last
 
 No management request is answered before the tenants' generations are claimed: if `GET /v1/status` answers, they are
 fresh.
@@ -26,14 +27,16 @@ import uvloop
 
 from pageserver.clock import Clock, SystemClock
 from pageserver.config import InvalidSettingError, RemoteStorage, ServerConfig
-from pageserver.errors import PageServerError
+from pageserver.errors import PageServerError, StoppedError
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import configure_logging, render_metrics
 from pageserver.remote import GenerationClaim, LocalStore, ObjectStorage, RetryingStorage, open_object_storage, paths
+from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.generations import probe_store
 from pageserver.remote.local_store import make_directory_durable, sync_directory
 from pageserver.serve.page_service import PageServiceRoom
 from pageserver.tenant import TenantManager, TenantResources
+from pageserver.tenant.bucket_generations import BucketGenerations
 from pageserver.timeline import DownloadCounts
 from pageserver.timeline.core_engine import CoreEngine
 from pageserver.wal.way_in import PostgresWayIn
@@ -43,6 +46,7 @@ LOCAL_STORE_DIRECTORY = "local-storage"
 EXIT_START_FAILED = 1
 EXIT_IMMEDIATE = 111
 _STAGE_WARN_SECONDS = 5.0
+_DELETION_FLUSH_SECONDS = 5.0
 
 
 def run(config: ServerConfig, *, version: str) -> int:
@@ -182,6 +186,8 @@ class _Server:
             host=socket.gethostname(),
             claimed_at=f"{clock.now():%Y-%m-%dT%H:%M:%SZ}",
         )
+        generations = BucketGenerations(storage, claim, clock=clock, log=self._log)
+        deletions = DeletionQueue(config.workdir, storage=storage, validator=generations, clock=clock, log=self._log)
         resources = TenantResources(
             workdir=config.workdir,
             node_id=config.node_id,
@@ -191,12 +197,14 @@ class _Server:
             engine=engine,
             pages=pages,
             way_in=way_in,
-            claim=claim,
+            generations=generations,
+            deletions=deletions,
             downloads=DownloadCounts(),
             clock=clock,
             log=self._log,
         )
         manager = TenantManager(resources)
+        generations.on_stale = manager.demote
         context = ApiContext(
             config=config,
             manager=manager,
@@ -207,14 +215,16 @@ class _Server:
         )
         try:
             await probe_store(storage, claim.instance)
+            deletions.start()
             await manager.load_from_disk()
             async with self._serve_http(context, http_socket):
                 await pages.start(manager)
                 self._install_signals()
                 self._log.info("ready", http=settings.listen_http_addr, pg=settings.listen_pg_addr)
                 await self._stop.wait()
-                await self._stop_gracefully(manager, pages)
+                await self._stop_gracefully(manager, pages, deletions)
         finally:
+            await deletions.close()
             await asyncio.to_thread(engine.close)
 
     @contextlib.asynccontextmanager
@@ -241,17 +251,26 @@ class _Server:
             server.should_exit = True
             await task
 
-    async def _stop_gracefully(self, manager: TenantManager, pages: PageServiceRoom) -> None:
+    async def _stop_gracefully(self, manager: TenantManager, pages: PageServiceRoom, deletions: DeletionQueue) -> None:
         for name, stage in (
             ("page service: stop accepting", pages.stop_accepting),
             ("tenants", manager.shut_down),
             ("page service: connections", pages.stop),
+            ("deletion queue", lambda: self._flush_deletions(deletions)),
         ):
             started = asyncio.get_running_loop().time()
             await stage()
             elapsed = asyncio.get_running_loop().time() - started
             log = self._log.warning if elapsed > _STAGE_WARN_SECONDS else self._log.info
             log("completed", stage=name, seconds=round(elapsed, 3))
+
+    async def _flush_deletions(self, deletions: DeletionQueue) -> None:
+        """Write what is pending to lists; the next start goes on from there, so nothing is lost if this fails."""
+        try:
+            async with asyncio.timeout(_DELETION_FLUSH_SECONDS):
+                await deletions.flush()
+        except (TimeoutError, StoppedError):
+            self._log.warning("the deletion queue could not be flushed at shutdown; objects may be leaked")
 
     def _install_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -55,7 +55,7 @@ async def test_all_pages_are_neons_byte_for_byte(tmp_path: Path) -> None:
         if hashlib.sha256(content).hexdigest() != page["sha256"]:
             different.append((number, page))
     assert not different
-    await world.manager.shut_down()
+    await world.stop()
 
 
 async def test_all_metadata_are_neons(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ async def test_all_metadata_are_neons(tmp_path: Path) -> None:
         else:
             given = answer(timeline, question)
             assert given == {key: question[key] for key in given}, question
-    await world.manager.shut_down()
+    await world.stop()
 
 
 def answer(timeline: Timeline, question: dict[str, Any]) -> dict[str, Any]:

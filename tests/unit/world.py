@@ -24,8 +24,10 @@ from pageserver.errors import MissingKeyError, RequestError
 from pageserver.ids import Generation, TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import GenerationClaim, LayerName, LocalStore, paths
+from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.source_document import Flavour, SourceDocument, SourceTraits
 from pageserver.tenant import RootParameters, SourceSlot, TenantFacts, TenantManager, TenantResources, WalSource
+from pageserver.tenant.bucket_generations import BucketGenerations
 from pageserver.timeline import DownloadCounts, Engine, RedoPool, Repository, SourceStatus, StoreParameters, Timeline
 from pageserver.timeline.repository import LayeredRepository
 
@@ -314,6 +316,10 @@ class World:
         engine, pages, way_in = engine or FakeEngine(), FakePages(), way_in or FakeWayIn()
         storage = storage or LocalStore(bucket or workdir / "local-storage")
         number = next(_instances)
+        clock, log = SystemClock(), structlog.get_logger()
+        claim = GenerationClaim(1234, f"instance {number}", "host", datetime.now(UTC).isoformat())
+        generations = BucketGenerations(storage, claim, clock=clock, log=log)
+        deletions = DeletionQueue(workdir, storage=storage, validator=generations, clock=clock, log=log)
         resources = TenantResources(
             workdir=workdir,
             node_id=1234,
@@ -324,12 +330,28 @@ class World:
             pages=pages,
             way_in=way_in,
             downloads=DownloadCounts(),
-            claim=GenerationClaim(1234, f"instance {number}", "host", datetime.now(UTC).isoformat()),
-            clock=SystemClock(),
-            log=structlog.get_logger(),
+            generations=generations,
+            deletions=deletions,
+            clock=clock,
+            log=log,
         )
         manager = TenantManager(resources)
+        generations.on_stale = manager.demote
+        deletions.start()
         await manager.load_from_disk()
         for tenant in manager.attached():
             await tenant.wait_active(10)
         return cls(workdir, manager, resources, engine, pages, way_in, storage)
+
+    async def stop(self) -> None:
+        """Stop as a server does: flush, upload, write deletion lists."""
+        await self.manager.shut_down()
+        await self.resources.deletions.flush()
+        await self.resources.deletions.close()
+
+    async def kill(self) -> None:
+        """Stop as a crash does: what is not in the store or in files now never gets there."""
+        for tenant in self.manager.attached():
+            await tenant.shut_down(flush=False)
+        await self.manager.shut_down()
+        await self.resources.deletions.close()

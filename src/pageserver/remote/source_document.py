@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pageserver.errors import CorruptDataError
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote import paths
-from pageserver.remote.generations import find_generationed
+from pageserver.remote.generations import find_generationed, generation_of_key
 from pageserver.remote.storage import ObjectNotFoundError, ObjectStorage
 
 Flavour = Literal["neon", "stock"]
@@ -87,7 +87,11 @@ async def write_source_document(
     await storage.put(paths.source_base_key(shard, timeline_id) + generation.suffix(), content)
 
 
-async def delete_source_documents(storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId) -> None:
-    """Remove the document in all generations, when its timeline is deleted."""
+async def delete_source_documents(
+    storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, *, not_above: Generation
+) -> None:
+    """Remove the document in all generations up to `not_above`, when its timeline is deleted."""
     base = paths.source_base_key(shard, timeline_id)
-    await storage.delete([item.key async for item in storage.list_objects(base)])
+    await storage.delete(
+        [item.key async for item in storage.list_objects(base) if generation_of_key(item.key) <= not_above]
+    )

@@ -66,7 +66,7 @@ def backup_point(timeline: Timeline, *, lsn: Lsn | None, provided_prev_lsn: Lsn 
         return BackupPoint(at, PrevLsn.known(known))
     if at == timeline.ancestor_lsn and timeline.ancestor is not None:
         return BackupPoint(at, PrevLsn.branch_point())
-    original = timeline.publisher.index.lineage.original_ancestor
+    original = timeline.remote.index.lineage.original_ancestor
     if original is not None and original[1] == at:
         return BackupPoint(at, PrevLsn.branch_point())
     return BackupPoint(at, PrevLsn.unknown())
@@ -90,7 +90,7 @@ def send_backup(timeline: Timeline, request: BackupRequest, sink: BackupSink, *,
 
 
 def _archive(timeline: Timeline, request: BackupRequest, mtime: int) -> Iterator[bytes]:
-    if timeline.publisher.index.archived_at is not None:
+    if timeline.remote.index.archived_at is not None:
         raise NotFoundError("not found")
     point = backup_point(
         timeline,

@@ -1,39 +1,131 @@
-"""Removing a timeline's objects so that a crash in between is resumed by whoever attaches next (remote-storage.md 14).
+"""Removing a timeline so that a crash in between is resumed by whoever attaches next (remote-storage.md 14).
 
-The index with `deleted_at` is the durable decision; it is removed last, so as long as anything is left, the deletion
-can be found.
+    mark      index with `deleted_at` uploaded          from here on the deletion is durable
+    files     local directory removed
+    source    document of the WAL source removed        before the index: as long as that is there, all of this repeats
+    layers    everything below the prefix but the newest index and the preserved initdb archive
+    index     the newest one, last                      afterwards there is no timeline
+
+Deleting objects of a timeline is not validated like single layers are, since its end is ordered and repeated. Only
+where generations come from the bucket, a server must still hold the newest one *after* its mark is uploaded: whoever
+claims a higher one later reads the mark, and whoever claimed it before keeps the timeline.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime
 
+from pageserver.errors import PageServerError, StoppedError
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote import IndexPart, ObjectNotFoundError, ObjectStorage, find_generationed, paths
+from pageserver.remote.backoff import pause_seconds
+from pageserver.remote.deletion_queue import DeletionQueue
+from pageserver.remote.generations import HIGHEST_GENERATION, generation_of_key
+from pageserver.remote.index_changes import naive_time
+from pageserver.remote.source_document import delete_source_documents
+from pageserver.tenant.resources import TenantResources
+from pageserver.timeline import Timeline
+
+_MARK_ATTEMPTS = 3
+_FLUSH_SECONDS_MAX = 10.0
+
+
+class StaleDeletionError(StoppedError):
+    """Another server has the tenant in a newer generation: it decides what is deleted."""
+
+    def __init__(self, *, shard: TenantShardId, generation: Generation) -> None:
+        super().__init__(
+            f"tenant {shard} is attached elsewhere in a newer generation than {generation}: nothing is deleted here",
+            hint="send the request to the server that has it",
+            shard=shard,
+        )
 
 
 async def mark_deleted(
-    storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, generation: Generation
+    resources: TenantResources,
+    shard: TenantShardId,
+    timeline_id: TimelineId,
+    generation: Generation,
+    open_timeline: Timeline | None,
 ) -> None:
-    """Put the index with `deleted_at` set. A timeline that has no index yet needs no mark: without one it does not
-    exist.
+    """Make the deletion durable. A timeline that has no index yet needs no mark: without one it does not exist.
+
+    Raises StaleDeletionError, and what the store raised at the last of three attempts.
     """
+    now = naive_time(resources.clock.now())
+    for attempt in range(1, _MARK_ATTEMPTS + 1):
+        try:
+            if open_timeline is not None:
+                await open_timeline.remote.upload_deleted_index(now)
+            else:
+                await _mark_stored_index(resources.storage, shard, timeline_id, generation, now)
+            break
+        except PageServerError as error:
+            if attempt == _MARK_ATTEMPTS:
+                raise
+            resources.log.info("marking a timeline as deleted failed, will retry", error=str(error))
+            await resources.clock.sleep(pause_seconds(attempt - 1))
+    await check_may_delete(resources, shard, generation)
+
+
+async def check_may_delete(resources: TenantResources, shard: TenantShardId, generation: Generation) -> None:
+    """Raise StaleDeletionError where generations come from the bucket and ours is not the newest."""
+    if not resources.generations.fences_deletions:
+        return
+    valid = await resources.generations.validate({shard: generation})
+    if not valid.get(shard, False):
+        resources.generations.found_stale(shard, generation)
+        raise StaleDeletionError(shard=shard, generation=generation)
+
+
+async def delete_timeline_objects(
+    resources: TenantResources, shard: TenantShardId, timeline_id: TimelineId, generation: Generation
+) -> None:
+    """Delete everything that a timeline has in the store, the newest index last.
+
+    Where no controller orders it, objects above our generation stay: somebody has made the timeline anew.
+    """
+    storage, deletions = resources.storage, resources.deletions
+    limit = generation if resources.generations.fences_deletions else HIGHEST_GENERATION
+    await delete_source_documents(storage, shard, timeline_id, not_above=limit)
+    prefix = paths.timeline_prefix(shard, timeline_id)
+    keys = [item.key async for item in storage.list_objects(prefix) if generation_of_key(item.key) <= limit]
+    newest = _newest_index(keys, paths.index_base_key(shard, timeline_id))
+    kept = {newest, prefix + paths.PRESERVED_INITDB_NAME}
+    doomed = [key for key in keys if key not in kept]
+    for key in doomed:
+        resources.log.info(f"deleting a file not referenced from index_part.json name={key.removeprefix(prefix)}")
+    if shard.is_shard_zero():
+        doomed.append(paths.initdb_key(shard.tenant_id, timeline_id))
+    await deletions.push_immediate(doomed)
+    await _flush(deletions, resources)
+    if newest is not None:
+        await deletions.push_immediate([newest])
+        await _flush(deletions, resources)
+
+
+async def _flush(deletions: DeletionQueue, resources: TenantResources) -> None:
+    try:
+        async with asyncio.timeout(_FLUSH_SECONDS_MAX):
+            await deletions.flush_immediate()
+    except TimeoutError:
+        resources.log.warning("Timed out waiting for deletion queue flush, acking deletion anyway")
+
+
+async def _mark_stored_index(
+    storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, generation: Generation, now: str
+) -> None:
     try:
         content, _ = await find_generationed(storage, paths.index_base_key(shard, timeline_id), generation)
     except ObjectNotFoundError:
         return
     index = IndexPart.decode(content)
     if index.deleted_at is None:
-        now = datetime.now(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds")
-        index = replace(index, deleted_at=now)
-        await storage.put(paths.index_key(shard, timeline_id, generation), index.encode())
+        await storage.put(paths.index_key(shard, timeline_id, generation), replace(index, deleted_at=now).encode())
 
 
-async def delete_timeline_objects(storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId) -> None:
-    """Delete everything below the timeline's prefix, the newest index last."""
-    keys = [item.key async for item in storage.list_objects(paths.timeline_prefix(shard, timeline_id))]
-    base = paths.index_base_key(shard, timeline_id)
-    indices = sorted(key for key in keys if key.startswith(base))
-    await storage.delete([key for key in keys if key not in indices[-1:]])
-    await storage.delete(indices[-1:])
+def _newest_index(keys: list[str], base: str) -> str | None:
+    """Return the key of the index with the highest generation; the one without a suffix is the oldest."""
+    indices = [key for key in keys if key.startswith(base)]
+    return max(indices, key=generation_of_key, default=None)

@@ -7,16 +7,24 @@ need it: the rest is served.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from pageserver.errors import PageServerError
+from pageserver.errors import PageServerError, UnavailableError
 from pageserver.ids import Generation, TenantShardId, TimelineId
-from pageserver.remote import IndexPart, ObjectNotFoundError, find_generationed, paths
+from pageserver.remote import IndexPart, ObjectNotFoundError, paths
+from pageserver.remote.backoff import pause_seconds
+from pageserver.remote.generations import IndexOutdatedError, find_index
 from pageserver.remote.source_document import SourceDocument, read_source_document
+from pageserver.remote.tenant_manifest import ManifestKeeper, OffloadedTimeline
 from pageserver.tenant.opening import TimelineOpener, remove_tree
 from pageserver.tenant.resources import TenantResources
 from pageserver.timeline import Timeline
+
+_READS_MAX = 32
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -27,6 +35,7 @@ class LoadOutcome:
     broken: dict[TimelineId, str] = field(default_factory=dict)
     importing: dict[TimelineId, SourceDocument] = field(default_factory=dict)
     deleted: list[TimelineId] = field(default_factory=list)
+    offloaded: list[OffloadedTimeline] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -36,12 +45,18 @@ class _Found:
 
 
 async def load_timelines(
-    resources: TenantResources, opener: TimelineOpener, shard: TenantShardId, generation: Generation
+    resources: TenantResources,
+    opener: TimelineOpener,
+    keeper: ManifestKeeper,
+    shard: TenantShardId,
+    generation: Generation,
 ) -> LoadOutcome:
-    """Open everything that exists, ancestors first, and remove local directories that nothing names. Raises
-    UnavailableError.
+    """Open everything that exists, ancestors first, and remove local directories that nothing names.
+
+    Raises ManifestDecodeError and IndexOutdatedError: then the tenant is Broken.
     """
-    outcome = LoadOutcome()
+    manifest = await _insist(keeper.read, resources)
+    outcome = LoadOutcome(offloaded=[] if manifest is None else list(manifest.offloaded_timelines))
     found = await _read_documents(resources, shard, generation, outcome)
     loaded: dict[TimelineId, Timeline] = {}
     for timeline_id in ancestors_first(found.indices, outcome.broken):
@@ -93,33 +108,70 @@ def ancestors_first(indices: dict[TimelineId, IndexPart], broken: dict[TimelineI
 async def _read_documents(
     resources: TenantResources, shard: TenantShardId, generation: Generation, outcome: LoadOutcome
 ) -> _Found:
-    storage = resources.storage
+    """Read all documents and indices, several at once. Raises IndexOutdatedError: then the whole tenant is in doubt."""
     found = _Found()
-    for timeline_id in await _list_ids(resources, paths.sources_prefix(shard)):
-        try:
-            document = await read_source_document(storage, shard, timeline_id, generation)
-        except PageServerError as error:
-            outcome.broken[timeline_id] = str(error)
-            continue
+    permits = asyncio.Semaphore(_READS_MAX)
+
+    async def read_document(timeline_id: TimelineId) -> None:
+        async with permits:
+            document = await _insist(
+                lambda: read_source_document(resources.storage, shard, timeline_id, generation), resources
+            )
         if document is not None:
             found.documents[timeline_id] = document
             if document.is_importing:
                 outcome.importing[timeline_id] = document
-    for timeline_id in await _list_ids(resources, paths.timelines_prefix(shard)):
-        try:
-            content, _ = await find_generationed(storage, paths.index_base_key(shard, timeline_id), generation)
-            index = IndexPart.decode(content)
-        except ObjectNotFoundError:
-            continue
-        except PageServerError as error:
-            outcome.broken[timeline_id] = str(error)
-            continue
+
+    async def read_index(timeline_id: TimelineId) -> None:
+        async with permits:
+            content = await _insist(
+                lambda: find_index(resources.storage, shard, timeline_id, generation, now=resources.clock.now()),
+                resources,
+            )
+        index = IndexPart.decode(content)
         if index.deleted_at is not None:
             outcome.deleted.append(timeline_id)
             outcome.importing.pop(timeline_id, None)
         elif timeline_id not in outcome.importing and timeline_id not in outcome.broken:
             found.indices[timeline_id] = index
+
+    async def read(work: Callable[[TimelineId], Awaitable[None]], timeline_id: TimelineId) -> None:
+        try:
+            await work(timeline_id)
+        except IndexOutdatedError:
+            raise
+        except ObjectNotFoundError:
+            return
+        except PageServerError as error:
+            outcome.broken[timeline_id] = str(error)
+
+    ids = await _list_ids(resources, paths.timelines_prefix(shard))
+    offloaded = {entry.timeline_id for entry in outcome.offloaded}
+    outcome.offloaded = [entry for entry in outcome.offloaded if entry.timeline_id in ids]
+    for work, wanted in (
+        (read_document, await _list_ids(resources, paths.sources_prefix(shard))),
+        (read_index, [timeline_id for timeline_id in ids if timeline_id not in offloaded]),
+    ):
+        results = await asyncio.gather(
+            *(read(work, timeline_id) for timeline_id in wanted if timeline_id not in offloaded),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
     return found
+
+
+async def _insist(work: Callable[[], Awaitable[_T]], resources: TenantResources) -> _T:
+    """Repeat a read while the store is away: an outage is no reason to call a timeline broken (4.4)."""
+    failures = 0
+    while True:
+        try:
+            return await work()
+        except UnavailableError as error:
+            resources.log.warning("reading from the store failed, will retry", attempt=failures, error=str(error))
+            await resources.clock.sleep(pause_seconds(failures))
+            failures += 1
 
 
 async def _list_ids(resources: TenantResources, prefix: str) -> list[TimelineId]:

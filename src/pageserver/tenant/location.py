@@ -17,6 +17,7 @@ from typing import Any
 from pageserver.config import InvalidSettingError, TenantOverrides
 from pageserver.errors import CorruptDataError, PageServerError
 from pageserver.ids import Generation, ShardIdentity
+from pageserver.remote.remote_timeline import UploadRights
 
 _HEADER = """\
 # This file contains a specific per-tenant's config.
@@ -32,6 +33,10 @@ class AttachMode(Enum):
     SINGLE = "Single"
     MULTI = "Multi"
     STALE = "Stale"
+
+    def upload_rights(self) -> UploadRights:
+        """Return what the mode allows (remote-storage.md 4.3)."""
+        return UploadRights(deletes=self is AttachMode.SINGLE, publishes_lsn=self is not AttachMode.STALE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,9 @@ class LocationConfig:
     def with_generation(self, generation: Generation) -> LocationConfig:
         assert isinstance(self.mode, Attached), "only an attached location has a generation"
         return replace(self, mode=replace(self.mode, generation=generation))
+
+    def as_secondary(self, *, warm: bool) -> LocationConfig:
+        return replace(self, mode=Secondary(warm))
 
     def to_api(self) -> dict[str, Any]:
         """Return the JSON of `GET /v1/location_config`."""

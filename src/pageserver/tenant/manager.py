@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -26,15 +26,16 @@ from pageserver.errors import (
     UnavailableError,
 )
 from pageserver.ids import Generation, TenantShardId
-from pageserver.remote import claim_generation, paths
+from pageserver.remote import paths
 from pageserver.remote.local_store import make_directory_durable, overwrite_durably, sync_directory
+from pageserver.tenant.deletion import check_may_delete
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, LocationConfigError, Secondary
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.tasks import TaskScope
 from pageserver.tenant.tenant import Tenant
 from pageserver.timeline import check_repository
 
-_STARTUP_CLAIMS_MAX = 16
+_CONFIG_WRITES_MAX = 16
 REDO_IDLE_SECONDS = 180.0
 _HOUSEKEEPING_SECONDS = 20.0
 
@@ -119,26 +120,39 @@ class TenantManager:
     # Lifecycle
 
     async def load_from_disk(self) -> None:
-        """Scan `tenants/`, claim a generation for each attached location, start to attach, open the map. Raises
+        """Scan `tenants/`, learn the generation of each attached location, start to attach, open the map. Raises
         OSError.
+
+        The deletion queue hears of the generations before any tenant can push a deletion (remote-storage.md 2.6).
         """
         found = await asyncio.to_thread(self._scan)
-        permits = asyncio.Semaphore(_STARTUP_CLAIMS_MAX)
+        locations = await self._resources.generations.start(found)
+        self._resources.deletions.recover(
+            {
+                shard: location.mode.generation
+                for shard, location in locations.items()
+                if isinstance(location.mode, Attached)
+            }
+        )
+        permits = asyncio.Semaphore(_CONFIG_WRITES_MAX)
         warmup = asyncio.Semaphore(self._resources.settings.concurrent_tenant_warmup)
 
-        async def start(shard: TenantShardId, location: LocationConfig) -> None:
-            if isinstance(location.mode, Secondary):
-                self._slots[shard] = SecondarySlot(location)
-                return
+        async def persist(shard: TenantShardId, location: LocationConfig) -> None:
             async with permits:
-                generation = await claim_generation(self._resources.storage, shard, self._resources.claim)
-                location = location.with_generation(generation)
                 await self._persist(shard, location)
-            self._spawn(shard, location, warmup)
 
         async with asyncio.TaskGroup() as group:
-            for shard, location in found.items():
-                group.create_task(start(shard, location), name=f"start {shard}")
+            for shard, location in locations.items():
+                if location != found[shard]:
+                    group.create_task(persist(shard, location), name=f"location config of {shard}")
+        for shard in found.keys() - locations.keys():
+            self._log.warning("Detaching tenant, control plane omitted it in re-attach response", tenant=str(shard))
+            await asyncio.to_thread(self._purge_directory, shard)
+        for shard, location in locations.items():
+            if isinstance(location.mode, Secondary):
+                self._slots[shard] = SecondarySlot(location)
+            else:
+                self._spawn(shard, location, warmup)
         self._tasks.spawn(
             self._housekeeping(),
             name="tenant housekeeping",
@@ -238,18 +252,37 @@ class TenantManager:
                 await old.shut_down(flush=False)
             await asyncio.to_thread(self._purge_directory, shard)
             self._slots.pop(shard, None)
+            self._hurry_deletions()
 
     async def delete(self, shard: TenantShardId) -> None:
         """Delete a shard for good: local files, then all objects below its prefix. Absent is fine; claims stay."""
         self._check_changeable()
         async with self._changing(shard) as old:
             if isinstance(old, Tenant):
+                await check_may_delete(self._resources, shard, old.generation)
                 await old.shut_down(flush=False)
             await asyncio.to_thread(self._purge_directory, shard)
             storage = self._resources.storage
             for prefix in (f"tenants/{shard}", f"sources/{shard}"):
                 await storage.delete([item.key async for item in storage.list_objects(prefix)])
             self._slots.pop(shard, None)
+
+    def demote(self, shard: TenantShardId, generation: Generation) -> None:
+        """Make an attached shard AttachedStale, since its generation is not the newest any more (standalone.md 1).
+
+        Only in memory: the next start claims a generation like every other.
+        """
+        slot = self._slots.get(shard)
+        if not isinstance(slot, Tenant) or slot.generation != generation:
+            return
+        mode = slot.location.mode
+        if isinstance(mode, Attached) and mode.mode is not AttachMode.STALE:
+            self._log.error(
+                "a newer generation exists: another server has taken over, nothing more is deleted or acknowledged",
+                tenant=str(shard),
+                generation=generation.number,
+            )
+            slot.update_location(replace(slot.location, mode=replace(mode, mode=AttachMode.STALE)))
 
     async def update_config(self, tenant: Tenant, location: LocationConfig) -> None:
         """Store and apply changed settings of an attached tenant, in its generation.
@@ -291,11 +324,10 @@ class TenantManager:
         async with self._changing(shard) as old:
             if isinstance(request.mode, AttachMode):
                 # Claim before anything is stopped: a refused claim must change nothing.
-                generation = await claim_generation(
-                    self._resources.storage, shard, self._resources.claim, wanted=request.generation
-                )
+                generation = await self._resources.generations.claim(shard, request.generation)
                 location = location.with_generation(generation)
             if isinstance(old, Tenant):
+                self._hurry_deletions()
                 await old.shut_down(flush=False)
             await self._persist(shard, location)
             if isinstance(location.mode, Attached):
@@ -338,6 +370,14 @@ class TenantManager:
                 else:
                     self._slots[shard] = old
             marker.done.set()
+
+    def _hurry_deletions(self) -> None:
+        """Have deletions of a generation executed while it still is the newest; nobody waits for it (11.5)."""
+        self._tasks.spawn(
+            self._resources.deletions.flush_execute(),
+            name="advisory deletion flush",
+            on_failure=lambda error: self._log.info("advisory deletion flush ended", error=str(error)),
+        )
 
     async def _persist(self, shard: TenantShardId, location: LocationConfig) -> None:
         await asyncio.to_thread(self._write_config, shard, location)

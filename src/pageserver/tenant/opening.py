@@ -13,11 +13,11 @@ from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import IndexPart, paths
 from pageserver.remote.local_store import make_directory_durable, sync_directory
+from pageserver.remote.remote_timeline import MissingLayerError, RemoteContext, RemoteTimeline, UploadRights
 from pageserver.remote.source_document import SourceDocument
 from pageserver.tenant.resources import TenantResources
 from pageserver.timeline import (
     LayerDownloads,
-    Publisher,
     RedoPool,
     Repository,
     StoreParameters,
@@ -25,7 +25,6 @@ from pageserver.timeline import (
     TimelineIdentity,
 )
 from pageserver.timeline.load import list_directory, plan_load, remove_files
-from pageserver.timeline.publisher import MissingLayerError
 
 
 class TimelineOpener:
@@ -41,6 +40,7 @@ class TimelineOpener:
         repository: Repository,
         redo: RedoPool | None,
         settings: Callable[[], TenantSettings],
+        rights: Callable[[], UploadRights],
     ) -> None:
         self._resources = resources
         self._repository = repository
@@ -49,6 +49,17 @@ class TimelineOpener:
         self._generation = generation
         self._redo = redo
         self._settings = settings
+        self._rights = rights
+        self._remote = RemoteContext(
+            storage=resources.storage,
+            stores_layers=resources.stores_layers,
+            deletions=resources.deletions,
+            shard=shard,
+            generation=generation,
+            upload_limit=resources.upload_limit,
+            clock=resources.clock,
+            log=resources.log.bind(tenant=str(shard)),
+        )
 
     async def load(
         self, timeline_id: TimelineId, index: IndexPart, document: SourceDocument | None, ancestor: Timeline | None
@@ -63,6 +74,11 @@ class TimelineOpener:
             )
         if keeps_layers and index.metadata.ancestor_timeline is None and not index.layers:
             raise CorruptDataError("Timeline has no ancestor and no layer files", timeline_id=timeline_id)
+        if index.gc_blocking is not None and not index.gc_blocking.reasons:
+            raise CorruptDataError(
+                f"index_part for {timeline_id} is malformed: it should not have gc blocking with zero reasons",
+                timeline_id=timeline_id,
+            )
         metadata = index.metadata
         timeline = await self._open(
             timeline_id,
@@ -133,20 +149,18 @@ class TimelineOpener:
         metadata = index.metadata
         directory = paths.timeline_directory(self._resources.workdir, self._shard, timeline_id)
         directory.mkdir(parents=True, exist_ok=True)
-        publisher = Publisher(
-            storage=self._resources.storage,
-            stores_layers=self._resources.stores_layers,
-            shard=self._shard,
+        remote = RemoteTimeline(
+            self._remote,
             timeline_id=timeline_id,
-            generation=self._generation,
             directory=directory,
             index=index,
             loaded=loaded,
+            rights=self._rights(),
             keeps_layers=self._repository.keeps_layers,
         )
         downloads = None
         if self._resources.stores_layers:
-            downloads = LayerDownloads(publisher, directory, self._resources.downloads)
+            downloads = LayerDownloads(remote, directory, self._resources.downloads)
         store = await asyncio.to_thread(
             self._repository.open_timeline,
             StoreParameters(
@@ -181,7 +195,7 @@ class TimelineOpener:
                 directory=directory,
             ),
             store=store,
-            publisher=publisher,
+            remote=remote,
             downloads=downloads,
             document=document,
             ancestor=ancestor,
@@ -204,7 +218,7 @@ class TimelineOpener:
         await asyncio.to_thread(timeline.store.add_layers, layers)
         if plan.from_the_future:
             # The index without them goes first: the same names may come again with other content (layer-files.md 2.5).
-            await timeline.publisher.publish(plan.from_the_future)
+            timeline.remote.schedule_layer_file_deletion(plan.from_the_future)
 
 
 def remove_tree(directory: Path) -> None:

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 from pageserver.clock import Clock
 from pageserver.config import ServerSettings
 from pageserver.ids import TenantShardId
-from pageserver.remote import GenerationClaim, ObjectStorage
+from pageserver.remote import ObjectStorage
+from pageserver.remote.deletion_queue import DeletionQueue
+from pageserver.tenant.generation_source import GenerationSource
 from pageserver.tenant.location import LocationConfig
 from pageserver.tenant.state import TenantState
 from pageserver.tenant.way_in import WayIn
@@ -44,7 +46,7 @@ class PageRegistry(Protocol):
 @dataclass(frozen=True, slots=True)
 class TenantResources:
     """Shared by all tenants of one server. `stores_layers` is false where the local disk is the only copy
-    (standalone.md 2).
+    (standalone.md 2). `upload_limit` is how many uploads a timeline may run at once.
     """
 
     workdir: Path
@@ -55,7 +57,9 @@ class TenantResources:
     engine: Engine
     pages: PageRegistry
     way_in: WayIn
-    claim: GenerationClaim
     downloads: DownloadCounts
+    generations: GenerationSource
+    deletions: DeletionQueue
     clock: Clock
     log: Any
+    upload_limit: int = 100

@@ -25,7 +25,9 @@ from pageserver.errors import (
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import paths
-from pageserver.remote.source_document import Flavour, SourceDocument, delete_source_documents, write_source_document
+from pageserver.remote.remote_timeline import UploadRights
+from pageserver.remote.source_document import Flavour, SourceDocument, write_source_document
+from pageserver.remote.tenant_manifest import ManifestKeeper, OffloadedTimeline, TenantManifest
 from pageserver.tenant.creation import (
     AncestorNotActiveError,
     BranchKey,
@@ -40,7 +42,7 @@ from pageserver.tenant.creation import (
     index_of_root,
     is_repeat,
 )
-from pageserver.tenant.deletion import delete_timeline_objects, mark_deleted
+from pageserver.tenant.deletion import check_may_delete, delete_timeline_objects, mark_deleted
 from pageserver.tenant.loading import load_timelines
 from pageserver.tenant.location import Attached, LocationConfig
 from pageserver.tenant.opening import TimelineOpener
@@ -48,6 +50,12 @@ from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.source_slot import RootParameters, SlotActions, SourceSlot
 from pageserver.tenant.state import TenantState, TenantStatus
 from pageserver.tenant.tasks import TaskScope, end_tasks
+from pageserver.tenant.tenant_errors import (
+    TenantBrokenError,
+    TenantStoppingError,
+    TimelineNotActiveError,
+    TimelineNotFoundError,
+)
 from pageserver.tenant.way_in import WalSource
 from pageserver.timeline import (
     SourceStatus,
@@ -59,35 +67,8 @@ from pageserver.timeline import (
 )
 from pageserver.timeline.state import LOADING
 
-
-class TimelineNotFoundError(NotFoundError):
-    """404: this tenant has no such timeline."""
-
-    def __init__(self, *, shard: TenantShardId, timeline_id: TimelineId) -> None:
-        super().__init__(f"Timeline {shard}/{timeline_id} was not found", shard=shard, timeline_id=timeline_id)
-
-
-class TimelineNotActiveError(NotFoundError):
-    """404, as Neon answers it: the timeline is there, but not (or no longer) usable."""
-
-    def __init__(self, *, shard: TenantShardId, timeline_id: TimelineId, state: TimelineState) -> None:
-        super().__init__(
-            f"Timeline {shard}/{timeline_id} is not active, state: {state.status.value}", timeline_id=timeline_id
-        )
-
-
-class TenantBrokenError(InternalError):
-    """500: the attach failed; the reason says why."""
-
-    def __init__(self, *, reason: str) -> None:
-        super().__init__(f"tenant is broken: {reason}", reason=reason)
-
-
-class TenantStoppingError(StoppedError):
-    """503 `Shutting down`."""
-
-    def __init__(self) -> None:
-        super().__init__("Shutting down")
+_DRAIN_SECONDS_MAX = 30.0
+"""How long a graceful stop waits for one timeline's flush and uploads."""
 
 
 @dataclass(slots=True)
@@ -128,7 +109,10 @@ class Tenant:
             repository=self._repository,
             redo=self._redo,
             settings=self.settings,
+            rights=self._upload_rights,
         )
+        self._manifest = ManifestKeeper(resources.storage, shard, self.generation, clock=resources.clock, log=self._log)
+        self.offloaded: dict[TimelineId, OffloadedTimeline] = {}
         self._tasks = TaskScope()
         self._source_tasks: dict[TimelineId, asyncio.Task[None]] = {}
         self._run_tasks: dict[TimelineId, asyncio.Task[None]] = {}
@@ -188,10 +172,20 @@ class Tenant:
         assert isinstance(location.mode, Attached), "a change to secondary makes another object"
         assert location.mode.generation == self.generation, "another generation makes another object"
         self.location = location
+        for timeline in self.open_timelines():
+            timeline.remote.set_rights(self._upload_rights())
 
     def settings(self) -> TenantSettings:
         """Return the effective settings as they are now."""
         return self.location.overrides.effective(self._resources.settings.tenant_defaults())
+
+    async def upload_manifest(self) -> None:
+        """Upload the tenant manifest if it would say something new. Raises what the store raises."""
+        await self._manifest.upload(
+            TenantManifest(
+                offloaded_timelines=tuple(self.offloaded.values()), stripe_size=self.location.shard.stripe_size
+            )
+        )
 
     # Looking
 
@@ -233,13 +227,13 @@ class Tenant:
             if ancestor is not None:
                 raise AncestorNotActiveError(timeline_id=ancestor_id)
             raise UnknownAncestorError(timeline_id=ancestor_id)
-        if ancestor.publisher.index.archived_at is not None:
+        if ancestor.remote.index.archived_at is not None:
             raise BranchRefusedError("ancestor timeline is archived")
         if ancestor.state.status is not TimelineStatus.ACTIVE:
             raise AncestorNotActiveError(timeline_id=ancestor_id)
         if start_lsn is not None:
             start_lsn = start_lsn.aligned()
-            check_branch_point(start_lsn, ancestor=ancestor.publisher.index, ancestor_id=ancestor_id)
+            check_branch_point(start_lsn, ancestor=ancestor.remote.index, ancestor_id=ancestor_id)
             try:
                 await ancestor.wait_for_lsn(start_lsn, self._resources.settings.wait_lsn_timeout.seconds)
             except (LsnTimeoutError, StoppedError) as error:
@@ -250,7 +244,7 @@ class Tenant:
             if existing is not None:
                 return existing
             try:
-                check_branch_point(lsn, ancestor=ancestor.publisher.index, ancestor_id=ancestor_id)
+                check_branch_point(lsn, ancestor=ancestor.remote.index, ancestor_id=ancestor_id)
                 return await self._create_branch_at(new_id, ancestor, lsn)
             finally:
                 self._creating.discard(new_id)
@@ -331,13 +325,15 @@ class Tenant:
             raise PreconditionFailedError(
                 f"Cannot delete timeline which has child timelines: [{shown}]", children=children
             )
+        await check_may_delete(self._resources, self.shard, self.generation)
         self._deleting.add(timeline_id)
         try:
             await self._stop_source(timeline_id)
-            if isinstance(entry, Timeline):
-                await self._stop_timeline(entry, flush=False)
-                await entry.close()
-            await mark_deleted(self._resources.storage, self.shard, timeline_id, self.generation)
+            timeline = entry if isinstance(entry, Timeline) else None
+            if timeline is not None:
+                await self._stop_timeline(timeline, flush=False)
+                await timeline.close()
+            await mark_deleted(self._resources, self.shard, timeline_id, self.generation, timeline)
         except BaseException:
             self._deleting.discard(timeline_id)
             raise
@@ -370,7 +366,8 @@ class Tenant:
             is_sharded=not self.location.shard.is_unsharded(),
         )
         await asyncio.to_thread(self._repository.open)
-        outcome = await load_timelines(self._resources, self._opener, self.shard, self.generation)
+        outcome = await load_timelines(self._resources, self._opener, self._manifest, self.shard, self.generation)
+        self.offloaded = {entry.timeline_id: entry for entry in outcome.offloaded}
         self.timelines.update({timeline.timeline_id: timeline for timeline in outcome.loaded})
         for timeline_id, reason in outcome.broken.items():
             self._log.error("timeline cannot be loaded", timeline=str(timeline_id), reason=reason)
@@ -386,6 +383,11 @@ class Tenant:
                 name=f"delete {timeline_id}",
                 on_failure=lambda error, timeline_id=timeline_id: self._deletion_failed(timeline_id, error),  # type: ignore[misc]
             )
+        await self.upload_manifest()
+
+    def _upload_rights(self) -> UploadRights:
+        mode = self.location.mode
+        return mode.mode.upload_rights() if isinstance(mode, Attached) else UploadRights(False, False)
 
     def _attach_failed(self, error: Exception) -> None:
         self._log.error("attach failed", error=str(error), exc_info=error)
@@ -498,7 +500,7 @@ class Tenant:
 
     async def _create_branch_at(self, new_id: TimelineId, ancestor: Timeline, lsn: Lsn) -> TimelineInfo:
         index = index_of_branch(
-            ancestor.publisher.index,
+            ancestor.remote.index,
             ancestor_id=ancestor.timeline_id,
             start_lsn=lsn,
             ancestor_last=ancestor.last_record_lsn,
@@ -511,7 +513,8 @@ class Tenant:
             await write_source_document(self._resources.storage, self.shard, new_id, self.generation, document)
         timeline = await self._opener.create(new_id, index, document, ancestor)
         try:
-            await timeline.publisher.publish()
+            timeline.remote.schedule_metadata(index.metadata)
+            await timeline.remote.wait_completion()
         except BaseException:
             await timeline.close()
             await self._opener.drop_directory(new_id)
@@ -530,7 +533,7 @@ class Tenant:
             raise CreationInProgressError(timeline_id=timeline_id)
         entry = self.timelines.get(timeline_id)
         if entry is not None:
-            if isinstance(entry, Timeline) and is_repeat(entry.publisher.index, key):
+            if isinstance(entry, Timeline) and is_repeat(entry.remote.index, key):
                 return entry.detail()
             raise DifferentParametersError(timeline_id=timeline_id)
         self._creating.add(timeline_id)
@@ -543,16 +546,23 @@ class Tenant:
         self._sources.pop(timeline_id, None)
 
     async def _stop_timeline(self, timeline: Timeline, *, flush: bool) -> None:
-        if flush and timeline.state.status is TimelineStatus.ACTIVE:
-            try:
-                await timeline.freeze_and_flush()
-            except (PageServerError, OSError) as error:
-                self._log.warning("flush at shutdown failed", timeline=str(timeline.timeline_id), error=str(error))
+        if flush and timeline.state.status is TimelineStatus.ACTIVE and timeline.remote.index.archived_at is None:
+            await self._flush_and_upload(timeline)
         self._resources.pages.detach(timeline)
         await timeline.stop()
         task = self._run_tasks.pop(timeline.timeline_id, None)
         if task is not None:
             await end_tasks(task)
+
+    async def _flush_and_upload(self, timeline: Timeline) -> None:
+        """Make everything durable, but do not wait long for a store that is away: the rest was not acknowledged."""
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS_MAX):
+                await timeline.freeze_and_flush()
+                await timeline.remote.shutdown()
+        except (PageServerError, OSError, TimeoutError) as error:
+            reason = str(error) or f"uploads were not finished in {_DRAIN_SECONDS_MAX:g} s"
+            self._log.warning("flush at shutdown failed", timeline=str(timeline.timeline_id), error=reason)
 
     async def _discard_open(self, timeline_id: TimelineId) -> None:
         entry = self.timelines.get(timeline_id)
@@ -564,16 +574,16 @@ class Tenant:
         """Undo a creation that failed: no object and no file of it stays."""
         await self._discard_open(timeline_id)
         self.timelines.pop(timeline_id, None)
-        await delete_timeline_objects(self._resources.storage, self.shard, timeline_id)
-        await delete_source_documents(self._resources.storage, self.shard, timeline_id)
+        await delete_timeline_objects(self._resources, self.shard, timeline_id, self.generation)
         await self._opener.drop_directory(timeline_id)
 
     async def _finish_deletion(self, timeline_id: TimelineId) -> None:
         await self._opener.drop_directory(timeline_id)
-        await delete_source_documents(self._resources.storage, self.shard, timeline_id)
-        await delete_timeline_objects(self._resources.storage, self.shard, timeline_id)
+        await delete_timeline_objects(self._resources, self.shard, timeline_id, self.generation)
         self.timelines.pop(timeline_id, None)
         self._deleting.discard(timeline_id)
+        self.offloaded.pop(timeline_id, None)
+        await self.upload_manifest()
         self._log.info("timeline deleted", timeline=str(timeline_id))
 
     def _deletion_failed(self, timeline_id: TimelineId, error: Exception) -> None:

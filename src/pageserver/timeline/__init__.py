@@ -8,7 +8,6 @@ nor where WAL comes from.
 from pageserver.timeline.downloads import DownloadCounts, LayerDownloads
 from pageserver.timeline.engine import Engine, LayerFacts, OpenLayer, RedoPool, StoreParameters, TimelineStore
 from pageserver.timeline.info import ImportProgress, SourceStatus, TimelineInfo
-from pageserver.timeline.publisher import Publisher
 from pageserver.timeline.repository import Repository, check_repository
 from pageserver.timeline.state import TimelineState, TimelineStatus
 from pageserver.timeline.timeline import Timeline, TimelineIdentity
@@ -20,7 +19,6 @@ __all__ = [
     "LayerDownloads",
     "LayerFacts",
     "OpenLayer",
-    "Publisher",
     "RedoPool",
     "Repository",
     "SourceStatus",

@@ -35,7 +35,7 @@ class DownloadCounts:
 
 
 class LayerSource(Protocol):
-    """Where layers come from: the publisher, which knows the index and the store."""
+    """Where layers come from: the timeline, which knows its index and its store."""
 
     @property
     def index(self) -> IndexPart: ...

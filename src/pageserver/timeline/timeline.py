@@ -1,10 +1,12 @@
 """The hub of this room: one open timeline, its flush loop, and what is known to be durable.
 
-    open layer ──freeze──▶ frozen layers ──flush loop──▶ L0 files ──publisher──▶ index part ──▶ disk_consistent_lsn may
-    be acknowledged
+    open layer ──freeze──▶ frozen layers ──flush loop──▶ L0 files ──upload queue──▶ index part ──▶ generation validated
+                                                          disk_consistent            projected        visible: may be
+                                                                                                      acknowledged
 
-Invariants: layers are flushed oldest first and by one task; a waiter hears of success only after the index that names
-the layer was put; a failed flush leaves the layer frozen and readable, and is tried again at the next request.
+Invariants: layers are flushed oldest first and by one task; who waits for a flush hears of success only after the index
+that names the layer was put; a failed flush leaves the layer frozen and readable, and is tried again at the next
+request; what was flushed is scheduled at once, and the upload queue repeats uploads by itself.
 `last_record_lsn ≥ disk_consistent_lsn ≥ projected ≥ visible` (tenants.md 20).
 """
 
@@ -23,11 +25,12 @@ from pageserver.errors import LsnTimeoutError, PageServerError, StoppedError
 from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
 from pageserver.keyspace.snapshot import Snapshot
 from pageserver.lsn import Lsn
+from pageserver.remote.index_changes import with_layers
+from pageserver.remote.remote_timeline import RemoteTimeline
 from pageserver.remote.source_document import SourceDocument
 from pageserver.timeline.downloads import LayerDownloads
 from pageserver.timeline.engine import LayerFacts, TimelineStore
 from pageserver.timeline.info import SourceStatus, TimelineInfo
-from pageserver.timeline.publisher import Publisher
 from pageserver.timeline.rolling import OpenLayerFacts, RollLimits, plan_roll
 from pageserver.timeline.state import ACTIVE, LOADING, STOPPING, TimelineState, TimelineStatus
 
@@ -61,7 +64,7 @@ class Timeline:
         identity: TimelineIdentity,
         *,
         store: TimelineStore,
-        publisher: Publisher,
+        remote: RemoteTimeline,
         downloads: LayerDownloads | None,
         document: SourceDocument | None,
         ancestor: Timeline | None,
@@ -79,7 +82,7 @@ class Timeline:
         self.ancestor_lsn = identity.ancestor_lsn
         self.directory = identity.directory
         self.store = store
-        self.publisher = publisher
+        self.remote = remote
         self._downloads = downloads
         self.document = document
         self.flavour = (document or SourceDocument()).traits.flavour
@@ -90,9 +93,7 @@ class Timeline:
         self._log = log
         self._flush_wanted = asyncio.Event()
         self._flush_waiters: list[asyncio.Future[None]] = []
-        self._unpublished: list[LayerFacts] = []
         self._flushed_one = asyncio.Event()
-        self._has_told_fenced = False
 
     @property
     def last_record_lsn(self) -> Lsn:
@@ -106,7 +107,7 @@ class Timeline:
     @property
     def durable_lsn(self) -> Lsn:
         """Up to here the WAL source may throw WAL away: named by an index of a generation that was still the newest."""
-        return self.publisher.visible_lsn
+        return self.remote.visible_lsn
 
     @property
     def settings(self) -> TenantSettings:
@@ -116,7 +117,7 @@ class Timeline:
     @property
     def gc_cutoff_lsn(self) -> Lsn:
         """Reads below this are refused."""
-        return self.publisher.index.metadata.latest_gc_cutoff_lsn
+        return self.remote.index.metadata.latest_gc_cutoff_lsn
 
     def snapshot(self, lsn: Lsn) -> Snapshot:
         """Return what existed at `lsn`, for everything that asks for more than one page."""
@@ -172,8 +173,8 @@ class Timeline:
             self._check_running()
 
     async def freeze_and_flush(self) -> None:
-        """Make everything that was ingested so far durable. Raises what the flush raised; then nothing is lost, only
-        not durable.
+        """Make everything that was ingested so far durable: in layers, and named by an index in the store. Waits as
+        long as the store is away. Raises what the flush raised; then nothing is lost, only not durable.
 
         Cancellation: the flush itself goes on in the timeline's own task.
         """
@@ -183,6 +184,8 @@ class Timeline:
         self._flush_waiters.append(waiter)
         self._flush_wanted.set()
         await waiter
+        await self.remote.wait_completion()
+        self.remote.hurry_visible()
 
     async def publish_layers(
         self, new: Sequence[LayerFacts], removed: Iterable[str] = (), *, disk_consistent_lsn: Lsn | None = None
@@ -191,21 +194,25 @@ class Timeline:
 
         `disk_consistent_lsn` is given by an import whose layers hold everything up to it.
         """
-        for layer in new:
-            self.publisher.add_layer(layer.name, layer.file_size)
+        removed = set(removed)
+        metadata = self.remote.index.metadata
         if disk_consistent_lsn is not None:
-            metadata = self.publisher.index.metadata
-            self.publisher.change_metadata(replace(metadata, disk_consistent_lsn=disk_consistent_lsn))
+            metadata = replace(metadata, disk_consistent_lsn=disk_consistent_lsn)
             self.store.set_disk_consistent_lsn(disk_consistent_lsn)
-        await self.publisher.publish(removed)
+        self.remote.schedule_layers({layer.name: layer.file_size for layer in new})
+        gone = {name: entry for name, entry in self.remote.index.layers.items() if name in removed}
+        self.remote.keep_for_next_index(lambda index: with_layers(index, {}, gone))
+        self.remote.schedule_metadata(metadata)
+        self.remote.schedule_deletion(gone)
+        await self.remote.wait_completion()
 
     async def advance_gc_cutoff(self, lsn: Lsn) -> None:
         """Refuse reads below `lsn` from now on, durably. The cutoff never goes back."""
         if lsn <= self.gc_cutoff_lsn:
             return
-        self.publisher.change_metadata(replace(self.publisher.index.metadata, latest_gc_cutoff_lsn=lsn))
+        self.remote.schedule_metadata(replace(self.remote.index.metadata, latest_gc_cutoff_lsn=lsn))
         self.store.set_gc_cutoff(lsn)
-        await self.publisher.publish()
+        await self.remote.wait_completion()
 
     async def stop(self) -> None:
         """Refuse new work, wake who waits. The tasks are ended by their owner, the engine by `close`."""
@@ -217,9 +224,12 @@ class Timeline:
         self._flush_waiters.clear()
 
     async def close(self) -> None:
-        """Let go of the engine's half; the last step of a shutdown. Readers that wait for a layer go first."""
+        """Let go of the store's and the engine's half; the last step of a shutdown. Readers that wait for a layer go
+        first; afterwards nothing is uploaded.
+        """
         if self._downloads is not None:
             await self._downloads.close()
+        await self.remote.close()
         await asyncio.to_thread(self.store.shutdown)
 
     def resident_bytes(self) -> int:
@@ -228,7 +238,7 @@ class Timeline:
 
     def detail(self) -> TimelineInfo:
         """Describe the timeline as it is now (http-api.md 5.3)."""
-        index = self.publisher.index
+        index = self.remote.index
         return TimelineInfo(
             tenant_id=self.tenant_shard_id,
             timeline_id=self.timeline_id,
@@ -238,8 +248,8 @@ class Timeline:
             prev_record_lsn=Lsn(self.store.prev_record_lsn),
             applied_gc_cutoff_lsn=self.gc_cutoff_lsn,
             disk_consistent_lsn=self.disk_consistent_lsn,
-            remote_consistent_lsn=self.publisher.projected_lsn,
-            remote_consistent_lsn_visible=self.publisher.visible_lsn,
+            remote_consistent_lsn=self.remote.projected_lsn,
+            remote_consistent_lsn_visible=self.remote.visible_lsn,
             initdb_lsn=self.initdb_lsn,
             current_physical_size=self._physical_size(),
             pg_version=self.pg_version,
@@ -254,9 +264,9 @@ class Timeline:
 
     def _physical_size(self) -> int | None:
         """Return the bytes of all layers; none where a repository does not say what one timeline takes."""
-        if not self.publisher.keeps_layers:
+        if not self.remote.keeps_layers:
             return None
-        return sum(entry.file_size for entry in self.publisher.index.layers.values())
+        return sum(entry.file_size for entry in self.remote.index.layers.values())
 
     def _check_running(self) -> None:
         if self.state.status in (TimelineStatus.STOPPING, TimelineStatus.BROKEN):
@@ -285,36 +295,31 @@ class Timeline:
 
     async def _flush_frozen(self) -> None:
         while (layer := await asyncio.to_thread(self.store.flush_oldest, self.generation.number)) is not None:
-            self._unpublished.append(layer)
+            self._schedule_flushed(layer)
             self._flushed_one.set()
-            await self._publish_flushed()
         # The object repository flushes without a layer to name.
-        if self._unpublished or self.publisher.projected_lsn < self.disk_consistent_lsn:
-            await self._publish_flushed()
+        if self.remote.index.disk_consistent_lsn < self.disk_consistent_lsn:
+            self._schedule_metadata()
 
-    async def _publish_flushed(self) -> None:
-        """Put the index that names what was flushed. A layer stays in the list until it is durably named."""
-        layers = list(self._unpublished)
-        for layer in layers:
-            self.publisher.add_layer(layer.name, layer.file_size)
+    def _schedule_flushed(self, layer: LayerFacts) -> None:
+        """Have the layer and the index that names it uploaded."""
+        self.remote.schedule_layers({layer.name: layer.file_size})
+        self._schedule_metadata()
+        self._log.info(
+            "flushed", layer=layer.name, bytes=layer.file_size, disk_consistent_lsn=str(self.disk_consistent_lsn)
+        )
+
+    def _schedule_metadata(self) -> None:
+        """Have an index uploaded that says how far the flush got."""
         flushed = self.disk_consistent_lsn
         last, prev = self.store.record_lsns()
-        metadata = replace(
-            self.publisher.index.metadata,
-            disk_consistent_lsn=flushed,
-            prev_record_lsn=Lsn(prev) if prev and last == flushed else None,
-        )
-        self.publisher.change_metadata(metadata)
-        await self.publisher.publish()
-        if self.publisher.is_fenced and not self._has_told_fenced:
-            self._has_told_fenced = True
-            self._log.error(
-                "a newer generation exists: another server has taken over, nothing more is acknowledged",
-                generation=self.generation.number,
+        self.remote.schedule_metadata(
+            replace(
+                self.remote.index.metadata,
+                disk_consistent_lsn=flushed,
+                prev_record_lsn=Lsn(prev) if prev and last == flushed else None,
             )
-        del self._unpublished[: len(layers)]
-        for layer in layers:
-            self._log.info("flushed", layer=layer.name, bytes=layer.file_size, disk_consistent_lsn=str(flushed))
+        )
 
     async def _roll_loop(self) -> None:
         """Freeze an open layer that got old or far, also when no WAL arrives; retry a flush that failed."""
@@ -322,7 +327,7 @@ class Timeline:
             settings = self._settings()
             timeout = settings.checkpoint_timeout.seconds
             await self._clock.sleep(min(_ROLL_CHECK_SECONDS_MAX, max(timeout / 4, 0.1)))
-            if self.store.frozen_layers() or self._unpublished:
+            if self.store.frozen_layers():
                 self._flush_wanted.set()
             layer = self.store.open_layer()
             if layer is None or self.state.status is not TimelineStatus.ACTIVE:

@@ -68,7 +68,7 @@ async def serve(workdir: Path, **settings: Any) -> AsyncIterator[Api]:
     transport = httpx.ASGITransport(app=create_app(context), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://pageserver") as client:
         yield Api(world, client)
-    await world.manager.shut_down()
+    await world.stop()
 
 
 @pytest.fixture

@@ -38,4 +38,4 @@ async def test_the_previous_record_is_known_only_at_the_end(tmp_path: Path) -> N
     await tenant.create_branch(BRANCH, ROOT, first)
     branch = tenant.get_timeline(BRANCH)
     assert said(branch) == (first.aligned(), "PREV LSN: none")
-    await world.manager.shut_down()
+    await world.stop()

@@ -13,7 +13,7 @@ from pageserver.ids import TimelineId
 from pageserver.lsn import Lsn
 from pageserver.mgmt.models import LocationConfigBody
 from pageserver.remote import IndexPart, paths
-from pageserver.tenant import BranchRefusedError, DifferentParametersError, Tenant
+from pageserver.tenant import Attached, AttachMode, BranchRefusedError, DifferentParametersError, Tenant
 from pageserver.tenant.manager import GenerationDecreaseError, SlotBusyError, TenantNotFoundError
 from pageserver.timeline import Timeline
 from pageserver.timeline.state import TimelineStatus
@@ -71,20 +71,20 @@ async def test_a_primary_is_imported_flushed_and_found_again(tmp_path: Path) -> 
     assert timeline.last_record_lsn == timeline.disk_consistent_lsn == START + 0x300
     assert len(timeline.store.layers()) == 2
     assert timeline.detail().source.connection == "host=primary"
-    await again.manager.shut_down()
-    await world.manager.shut_down()
+    await again.stop()
+    await world.stop()
 
 
 async def test_a_graceful_stop_flushes_what_is_open(tmp_path: Path) -> None:
     world = await World.start(tmp_path)
     timeline = await follow_primary(await attach(world))
     store_of(timeline).ingest(START + 0x200)
-    await world.manager.shut_down()
+    await world.stop()
     assert store_of(timeline).is_shut_down
     assert world.pages.attached == set()
     again = await World.start(tmp_path)
     assert again.manager.get(TENANT).get_timeline(ROOT).last_record_lsn == START + 0x200
-    await again.manager.shut_down()
+    await again.stop()
 
 
 async def test_an_import_that_was_cut_short_starts_again(tmp_path: Path) -> None:
@@ -99,12 +99,12 @@ async def test_an_import_that_was_cut_short_starts_again(tmp_path: Path) -> None
 
     await eventually(is_published)
     assert tenant.detail(ROOT).state.status is TimelineStatus.LOADING
-    await world.manager.shut_down()
+    await world.stop()
 
     again = await World.start(tmp_path)
     timeline = await active(again.manager.get(TENANT), ROOT)
     assert len(timeline.store.layers()) == 1
-    await again.manager.shut_down()
+    await again.stop()
 
 
 async def test_a_failing_source_stops_only_its_timeline(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ async def test_a_failing_source_stops_only_its_timeline(tmp_path: Path) -> None:
     assert TimelineId(bytes(16)) not in tenant.timelines
     with pytest.raises(DifferentParametersError):
         await tenant.create_from_primary(ROOT, {"conninfo": "host=primary"})
-    await world.manager.shut_down()
+    await world.stop()
 
 
 async def test_branches_are_durable_idempotent_and_checked(tmp_path: Path) -> None:
@@ -145,14 +145,14 @@ async def test_branches_are_durable_idempotent_and_checked(tmp_path: Path) -> No
             await tenant.create_branch(TimelineId(bytes(16)), ROOT, lsn)
     with pytest.raises(PreconditionFailedError, match=str(BRANCH)):
         await tenant.delete_timeline(ROOT)
-    await world.manager.shut_down()
+    await world.stop()
 
     again = await World.start(tmp_path)
     branch = again.manager.get(TENANT).get_timeline(BRANCH)
     assert branch.ancestor is again.manager.get(TENANT).get_timeline(ROOT)
     assert branch.last_record_lsn == at
     assert store_of(branch).parameters.next_open_layer_at == at + 1
-    await again.manager.shut_down()
+    await again.stop()
 
 
 async def test_a_damaged_index_harms_only_its_timeline_and_its_branches(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ async def test_a_damaged_index_harms_only_its_timeline_and_its_branches(tmp_path
     await tenant.create_branch(BRANCH, ROOT, None)
     other = TimelineId(bytes.fromhex("33" * 16))
     await follow_primary(tenant, other)
-    await world.manager.shut_down()
+    await world.stop()
     await world.storage.put(paths.index_key(TENANT, ROOT, tenant.generation), b"{")
 
     again = await World.start(tmp_path)
@@ -171,19 +171,19 @@ async def test_a_damaged_index_harms_only_its_timeline_and_its_branches(tmp_path
     assert reloaded.detail(BRANCH).state.status is TimelineStatus.BROKEN
     assert reloaded.get_timeline(other).state.status is TimelineStatus.ACTIVE
     assert paths.timeline_directory(tmp_path, TENANT, ROOT).is_dir(), "evidence is kept"
-    await again.manager.shut_down()
+    await again.stop()
 
 
 async def test_a_missing_layer_breaks_the_timeline_when_the_disk_is_the_only_copy(tmp_path: Path) -> None:
     world = await World.start(tmp_path)
     await follow_primary(await attach(world))
-    await world.manager.shut_down()
+    await world.stop()
     remove_layers(paths.timeline_directory(tmp_path, TENANT, ROOT))
     again = await World.start(tmp_path)
     state = again.manager.get(TENANT).detail(ROOT).state
     assert state.status is TimelineStatus.BROKEN
     assert "not on disk" in state.reason
-    await again.manager.shut_down()
+    await again.stop()
 
 
 async def test_another_server_takes_over_from_the_bucket(tmp_path: Path) -> None:
@@ -198,13 +198,22 @@ async def test_another_server_takes_over_from_the_bucket(tmp_path: Path) -> None
 
     store_of(timeline).ingest(START + 0x200)
     await timeline.freeze_and_flush()
-    assert timeline.publisher.is_fenced
+
+    async def is_stale() -> bool:
+        mode = first.manager.get(TENANT).location.mode
+        return isinstance(mode, Attached) and mode.mode is AttachMode.STALE
+
+    await eventually(is_stale)
     assert timeline.durable_lsn == START, "a stale server acknowledges nothing"
     store_of(taken_over).ingest(START + 0x200)
     await taken_over.freeze_and_flush()
-    assert taken_over.durable_lsn == START + 0x200
-    await first.manager.shut_down()
-    await second.manager.shut_down()
+
+    async def is_acknowledged() -> bool:
+        return taken_over.durable_lsn == START + 0x200
+
+    await eventually(is_acknowledged)
+    await first.stop()
+    await second.stop()
 
 
 async def test_a_failed_flush_is_told_and_tried_again(tmp_path: Path) -> None:
@@ -219,7 +228,7 @@ async def test_a_failed_flush_is_told_and_tried_again(tmp_path: Path) -> None:
     store.fail_flush = None
     await timeline.freeze_and_flush()
     assert timeline.durable_lsn == START + 0x200
-    await world.manager.shut_down()
+    await world.stop()
 
 
 async def test_generations_do_not_go_back(tmp_path: Path) -> None:
@@ -232,14 +241,14 @@ async def test_generations_do_not_go_back(tmp_path: Path) -> None:
     newer = await attach(world, generation=9)
     assert newer is not tenant
     assert tenant.is_stopped
-    await world.manager.shut_down()
+    await world.stop()
 
 
 async def test_a_busy_slot_is_a_conflict(tmp_path: Path) -> None:
     world = await World.start(tmp_path)
     results = await asyncio.gather(*(attach(world, generation=i) for i in (3, 4)), return_exceptions=True)
     assert sum(isinstance(result, SlotBusyError) for result in results) == 1
-    await world.manager.shut_down()
+    await world.stop()
 
 
 async def test_detach_is_refused_where_it_would_lose_data_and_delete_is_for_good(tmp_path: Path) -> None:
@@ -252,7 +261,7 @@ async def test_detach_is_refused_where_it_would_lose_data_and_delete_is_for_good
         world.manager.get(TENANT)
     assert await world.storage.list_directories(f"tenants/{TENANT}/") == []
     assert not paths.tenant_directory(tmp_path, TENANT).exists()
-    await world.manager.shut_down()
+    await world.stop()
 
 
 async def test_a_timeline_is_deleted_in_the_end(tmp_path: Path) -> None:
@@ -265,10 +274,10 @@ async def test_a_timeline_is_deleted_in_the_end(tmp_path: Path) -> None:
         return ROOT not in tenant.timelines
 
     await eventually(is_gone)
-    await world.manager.shut_down()
+    await world.stop()
     again = await World.start(tmp_path)
     assert again.manager.get(TENANT).timelines == {}
-    await again.manager.shut_down()
+    await again.stop()
 
 
 async def test_a_failed_import_from_files_leaves_nothing(tmp_path: Path) -> None:
@@ -286,7 +295,7 @@ async def test_a_failed_import_from_files_leaves_nothing(tmp_path: Path) -> None
     await tenant.import_base_backup(ROOT, body(b"good"), **arguments)  # type: ignore[arg-type]
     await tenant.import_wal(ROOT, body(b""), start_lsn=START, end_lsn=START + 8)
     assert tenant.get_timeline(ROOT).durable_lsn == START + 8
-    await world.manager.shut_down()
+    await world.stop()
 
 
 def make(directory: Path) -> Path:

@@ -58,14 +58,16 @@ async def test_neons_bucket_is_attached_in_the_next_generation(tmp_path: Path) -
     ):
         assert info[key] == captured[key], key
     assert timeline.flavour == "neon"
-    assert sorted(store_of(timeline).named) == sorted(timeline.publisher.index.layers)
+    assert sorted(store_of(timeline).named) == sorted(timeline.remote.index.layers)
     assert store_of(timeline).parameters.next_open_layer_at == Lsn(0x4CF6E01)
     layers = json.loads((VECTOR / "http" / "layers.json").read_text())["historic_layers"]
     assert sorted(store_of(timeline).named) == sorted(layer["layer_file_name"] for layer in layers)
+    await timeline.remote.wait_completion()
+    await world.resources.deletions.flush_execute()
     after = {path: path.stat().st_mtime_ns for path in bucket.rglob("*") if path.is_file()}
     assert {path.name for path in set(after) - set(before)} == {"00000002.json", "index_part.json-00000002"}
     gone = {path.name for path in set(before) - set(after)}
     assert len(gone) == 7
     assert all(name.endswith("__0000000004CF6E01-00000001") for name in gone)
     assert all(after[path] == before[path] for path in set(after) & set(before))
-    await world.manager.shut_down()
+    await world.stop()
