@@ -9,7 +9,7 @@ from typing import Any
 
 from pageserver.errors import UnavailableError
 from pageserver.ids import TenantShardId, TimelineId
-from pageserver.remote import IndexPart, LocalStore, StoredObject, paths
+from pageserver.remote import FetchedObject, IndexPart, LocalStore, StoredObject, paths
 from pageserver.remote.generations import generation_of_key
 
 
@@ -45,6 +45,13 @@ class RecordingStore(LocalStore):
     async def get(self, key: str) -> bytes:
         dies = self._before_call(f"get {key}")
         found = await super().get(key)
+        if dies:
+            self._die()
+        return found
+
+    async def fetch(self, key: str, **options: Any) -> FetchedObject | None:
+        dies = self._before_call(f"fetch {key}")
+        found = await super().fetch(key, **options)
         if dies:
             self._die()
         return found

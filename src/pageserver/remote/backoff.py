@@ -1,5 +1,4 @@
-"""Pauses between attempts (remote-storage.md 9.6; http-api.md 6): none before the first retry, then growing to 3
-seconds.
+"""Repeating for ever until an event says stop (remote-storage.md 9.6; http-api.md 6), with the pauses of `retry`.
 
 Loops that retry for ever say so at info for the first failures and at warning afterwards, so that a hiccup is no alarm.
 """
@@ -12,17 +11,11 @@ from typing import Any, TypeVar
 
 from pageserver.clock import Clock
 from pageserver.errors import StoppedError
+from pageserver.remote.retry import pause_seconds
 
 WARN_AFTER = 3
-_PAUSE_SECONDS_MAX = 3.0
-_GROWTH = 1.1
 
 T = TypeVar("T")
-
-
-def pause_seconds(failures: int) -> float:
-    """Return the pause before the next attempt, after `failures` failures before the last one: 0, 1.1, 1.21, … 3."""
-    return 0.0 if failures == 0 else min(_GROWTH ** min(failures, 100), _PAUSE_SECONDS_MAX)
 
 
 async def pause_unless(stop: asyncio.Event, clock: Clock, seconds: float) -> None:

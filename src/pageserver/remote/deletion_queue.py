@@ -33,6 +33,7 @@ from pageserver.remote.deletion_stages import (
     Shared,
     Validator,
 )
+from pageserver.remote.retry import single_attempts
 from pageserver.remote.storage import ObjectStorage
 from pageserver.remote.validation import GenerationValidator, VisibleLsn
 
@@ -57,7 +58,7 @@ class DeletionQueue:
         log: Any,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
-        self._shared = Shared(DeletionDirectory(workdir), storage, validator, clock, log, idle_seconds)
+        self._shared = Shared(DeletionDirectory(workdir), single_attempts(storage), validator, clock, log, idle_seconds)
         self._deleter = Deleter(self._shared)
         self._validator = Validator(self._shared, self._deleter)
         self._writer = ListWriter(self._shared, self._validator)

@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from pageserver.errors import ConflictError, CorruptDataError, RequestError, UnavailableError
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote import paths
-from pageserver.remote.storage import ObjectExistsError, ObjectNotFoundError, ObjectStorage
+from pageserver.remote.storage import FetchedObject, ObjectExistsError, ObjectNotFoundError, ObjectStorage
 
 HIGHEST_GENERATION = Generation(0xFFFF_FFFF)
 """Whoever wants the newest of all objects looks with this one."""
@@ -132,11 +132,35 @@ async def find_generationed(
     Keys are `base_key`, the suffix, `extension`. Source: remote-storage.md 4.4: own generation, the one before, else
     list; at last the name without a suffix.
     """
+    found, newest = await _find(storage, base_key, generation, extension)
+    return found.content, newest
+
+
+async def find_index(
+    storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, generation: Generation, *, now: datetime
+) -> bytes:
+    """Return the index that is the truth for `generation`. Raises ObjectNotFoundError, IndexOutdatedError.
+
+    Source: remote-storage.md 4.5: an index that nobody wrote for two weeks, while one of a higher generation exists,
+    means that our generation went backwards.
+    """
+    base_key = paths.index_base_key(shard, timeline_id)
+    index, found = await _find(storage, base_key, generation, "")
+    if now - index.description.modified_at > _INDEX_AGE_MAX:
+        _, newest = await _find(storage, base_key, HIGHEST_GENERATION, "")
+        if newest > found:
+            raise IndexOutdatedError(timeline_id=timeline_id, found=found, newest=newest)
+    return index.content
+
+
+async def _find(
+    storage: ObjectStorage, base_key: str, generation: Generation, extension: str
+) -> tuple[FetchedObject, Generation]:
     for candidate in (generation, generation.previous()):
         if candidate is None or candidate.number is None:
             continue
         try:
-            return await storage.get(base_key + candidate.suffix() + extension), candidate
+            return await _fetch(storage, base_key + candidate.suffix() + extension), candidate
         except ObjectNotFoundError:
             continue
     if generation.number is not None:
@@ -149,26 +173,14 @@ async def find_generationed(
         older = [number for number in found if number <= generation.number]
         if older:
             newest = Generation(max(older))
-            return await storage.get(base_key + newest.suffix() + extension), newest
-    return await storage.get(base_key + extension), Generation(None)
+            return await _fetch(storage, base_key + newest.suffix() + extension), newest
+    return await _fetch(storage, base_key + extension), Generation(None)
 
 
-async def find_index(
-    storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, generation: Generation, *, now: datetime
-) -> bytes:
-    """Return the index that is the truth for `generation`. Raises ObjectNotFoundError, IndexOutdatedError.
-
-    Source: remote-storage.md 4.5: an index that nobody wrote for two weeks, while one of a higher generation exists,
-    means that our generation went backwards.
-    """
-    base_key = paths.index_base_key(shard, timeline_id)
-    content, found = await find_generationed(storage, base_key, generation)
-    description = await storage.head(base_key + found.suffix())
-    if now - description.modified_at > _INDEX_AGE_MAX:
-        _, newest = await find_generationed(storage, base_key, HIGHEST_GENERATION)
-        if newest > found:
-            raise IndexOutdatedError(timeline_id=timeline_id, found=found, newest=newest)
-    return content
+async def _fetch(storage: ObjectStorage, key: str) -> FetchedObject:
+    found = await storage.fetch(key)
+    assert found is not None, "only a fetch with an etag comes back empty"
+    return found
 
 
 async def _highest_claim(storage: ObjectStorage, shard: TenantShardId) -> int:

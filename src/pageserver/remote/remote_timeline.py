@@ -28,6 +28,7 @@ from pageserver.remote import index_changes, paths
 from pageserver.remote.backoff import run_unless
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.index_part import IndexPart, LayerEntry, TimelineMetadata
+from pageserver.remote.retry import single_attempts
 from pageserver.remote.storage import ObjectStorage
 from pageserver.remote.upload_operations import (
     Barrier,
@@ -376,7 +377,7 @@ class RemoteTimeline:
             size = (await asyncio.to_thread(source.stat)).st_size
             if size != entry.file_size:
                 raise LayerSizeError(name=source.name, expected=entry.file_size, got=size)
-            await self._context.storage.upload(self._key(file.name, entry), source)
+            await single_attempts(self._context.storage).upload(self._key(file.name, entry), source)
         except FileNotFoundError:
             # The layer was dropped meanwhile, and a later index in the queue no longer names it.
             self._log.info("a layer to upload is gone, which counts as done", layer=file.name)
@@ -400,7 +401,7 @@ class RemoteTimeline:
     async def _put_index(self, index: IndexPart) -> None:
         self._check(index)
         key = paths.index_key(self._context.shard, self._timeline_id, self._context.generation)
-        await self._context.storage.put(key, await asyncio.to_thread(index.encode))
+        await single_attempts(self._context.storage).put(key, await asyncio.to_thread(index.encode))
 
     def _delete(self, files: tuple[LayerFile, ...]) -> None:
         self._recently_deleted.update((file.name, file.entry.generation) for file in files)

@@ -17,9 +17,9 @@ from pageserver.errors import CorruptDataError, PageServerError
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import paths
-from pageserver.remote.backoff import pause_seconds
 from pageserver.remote.generations import find_generationed
 from pageserver.remote.json_fields import optional_lsn, optional_timestamp, parse_object, required, required_uint
+from pageserver.remote.retry import pause_seconds, single_attempts
 from pageserver.remote.storage import ObjectNotFoundError, ObjectStorage
 
 MANIFEST_VERSION = 2
@@ -136,7 +136,7 @@ class ManifestKeeper:
             key = paths.manifest_key(self._shard, self._generation)
             for failures in range(_RETRIES_MAX + 1):
                 try:
-                    await self._storage.put(key, manifest.encode())
+                    await single_attempts(self._storage).put(key, manifest.encode())
                     break
                 except PageServerError as error:
                     if failures == _RETRIES_MAX:

@@ -22,8 +22,9 @@ from typing import Any
 
 from pageserver.clock import Clock
 from pageserver.errors import StoppedError
-from pageserver.remote.backoff import WARN_AFTER, pause_seconds, pause_unless
+from pageserver.remote.backoff import WARN_AFTER, pause_unless
 from pageserver.remote.index_part import IndexPart
+from pageserver.remote.retry import pause_seconds
 from pageserver.remote.upload_operations import Barrier, Operation, Shutdown, UploadIndex, choose_next
 
 

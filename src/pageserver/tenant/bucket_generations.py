@@ -15,8 +15,8 @@ from pageserver.clock import Clock
 from pageserver.errors import UnavailableError
 from pageserver.ids import Generation, TenantShardId
 from pageserver.remote import GenerationClaim, ObjectStorage, claim_generation
-from pageserver.remote.backoff import pause_seconds
 from pageserver.remote.generations import is_newest_generation
+from pageserver.remote.retry import pause_seconds
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, Secondary
 
 _CLAIMS_MAX = 16

@@ -19,10 +19,10 @@ from dataclasses import replace
 from pageserver.errors import PageServerError, StoppedError
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote import IndexPart, ObjectNotFoundError, ObjectStorage, find_generationed, paths
-from pageserver.remote.backoff import pause_seconds
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.generations import HIGHEST_GENERATION, generation_of_key
 from pageserver.remote.index_changes import naive_time
+from pageserver.remote.retry import pause_seconds
 from pageserver.remote.source_document import delete_source_documents
 from pageserver.tenant.resources import TenantResources
 from pageserver.timeline import Timeline

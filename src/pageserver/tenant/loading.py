@@ -15,8 +15,8 @@ from typing import TypeVar
 from pageserver.errors import PageServerError, UnavailableError
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote import IndexPart, ObjectNotFoundError, paths
-from pageserver.remote.backoff import pause_seconds
 from pageserver.remote.generations import IndexOutdatedError, find_index
+from pageserver.remote.retry import pause_seconds
 from pageserver.remote.source_document import SourceDocument, read_source_document
 from pageserver.remote.tenant_manifest import ManifestKeeper, OffloadedTimeline
 from pageserver.tenant.opening import TimelineOpener, remove_tree
