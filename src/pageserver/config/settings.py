@@ -20,6 +20,13 @@ from pageserver.config.tenant import U64, SamplingRatio, TenantOverrides
 AuthType = Literal["Trust", "NeonJWT"]
 Positive = Annotated[int, Field(gt=0)]
 
+_ENDPOINT_VARIABLES = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "azure": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "gcs": ("GOOGLE_BASE_URL",),
+    "local": (),
+}
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True, arbitrary_types_allowed=True)
@@ -35,7 +42,7 @@ class RemoteStorage(_Table):
     bucket_name: str | None = None
     bucket_region: str | None = None
     prefix_in_bucket: str | None = None
-    endpoint: str | None = None
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/\s]+")] | None = None
     upload_storage_class: str | None = None
     server_side_encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
     sse_kms_key_id: str | None = None
@@ -60,6 +67,12 @@ class RemoteStorage(_Table):
         if self.container_name is not None and self.container_region is not None:
             return "azure"
         return "gcs"
+
+    @property
+    def endpoint_in_use(self) -> str | None:
+        """The endpoint of the settings, else of the environment; none is the cloud's own."""
+        named = (os.environ.get(variable) for variable in _ENDPOINT_VARIABLES[self.kind])
+        return self.endpoint or next(filter(None, named), None)
 
     @model_validator(mode="after")
     def _some_kind_fits(self) -> RemoteStorage:

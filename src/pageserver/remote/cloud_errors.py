@@ -72,7 +72,7 @@ def translate(error: Exception, *, operation: str, key: str, store: str, writes:
             f"{store} refuses to {operation} {key!r}: {explain(text)}",
             operation=operation,
             key=key,
-            hint="check bucket, endpoint, region and credentials",
+            hint=None if "HINT:" in text else "check bucket, endpoint, region and credentials",
         )
     message = f"{store} did not {operation} {key!r}: {explain(text)}"
     return (UnknownOutcomeError if writes else StoreUnavailableError)(message, operation=operation, key=key)

@@ -82,8 +82,8 @@ def _open_s3(settings: RemoteStorage) -> CloudStore:
 
     assert settings.bucket_name is not None and settings.bucket_region is not None, "the kind follows from them"
     config: S3Config = {"region": settings.bucket_region}
-    if settings.endpoint is not None:
-        config["endpoint"] = settings.endpoint
+    if settings.endpoint_in_use is not None:
+        config["endpoint"] = settings.endpoint_in_use
         config["virtual_hosted_style_request"] = False
     if settings.server_side_encryption is not None:
         config["server_side_encryption"] = settings.server_side_encryption
@@ -98,7 +98,7 @@ def _open_s3(settings: RemoteStorage) -> CloudStore:
         retry_config=_NO_RETRIES,
         credential_provider=AwsCredentials(),
     )
-    name = _name("S3 bucket", settings.bucket_name, settings.endpoint)
+    name = _name("S3 bucket", settings.bucket_name, settings.endpoint_in_use)
     return CloudStore(store, name=name, prefix=_bucket_prefix(settings), options=_options(settings))
 
 
@@ -110,7 +110,7 @@ def _open_azure(settings: RemoteStorage) -> CloudStore:
         settings.container_name,
         config={
             "account_name": settings.storage_account,
-            **({} if settings.endpoint is None else {"endpoint": settings.endpoint}),
+            **({} if settings.endpoint_in_use is None else {"endpoint": settings.endpoint_in_use}),
         },
         client_options=_client_options(settings),
         retry_config=_NO_RETRIES,
@@ -118,7 +118,7 @@ def _open_azure(settings: RemoteStorage) -> CloudStore:
     prefix = settings.prefix_in_container or ""
     if prefix.startswith("/"):
         raise InvalidSettingError("remote_storage.prefix_in_container: must not begin with a slash")
-    name = _name("Azure container", settings.container_name, settings.endpoint or settings.storage_account)
+    name = _name("Azure container", settings.container_name, settings.endpoint_in_use or settings.storage_account)
     return CloudStore(store, name=name, prefix=prefix and prefix.rstrip("/") + "/", options=_options(settings))
 
 
@@ -126,11 +126,11 @@ def _open_gcs(settings: RemoteStorage) -> CloudStore:
     assert settings.bucket_name is not None, "the kind follows from it"
     store = GCSStore(
         settings.bucket_name,
-        config={} if settings.endpoint is None else {"base_url": settings.endpoint},
+        config={} if settings.endpoint_in_use is None else {"base_url": settings.endpoint_in_use},
         client_options=_client_options(settings),
         retry_config=_NO_RETRIES,
     )
-    name = _name("GCS bucket", settings.bucket_name, settings.endpoint)
+    name = _name("GCS bucket", settings.bucket_name, settings.endpoint_in_use)
     return CloudStore(store, name=name, prefix=_bucket_prefix(settings), options=_options(settings))
 
 
@@ -164,7 +164,7 @@ def _client_options(settings: RemoteStorage) -> ClientConfig:
         "timeout": timedelta(microseconds=settings.timeout.nanos // 1000),
         "connect_timeout": _CONNECT_TIMEOUT,
     }
-    if settings.endpoint is not None and settings.endpoint.startswith("http://"):
+    if (settings.endpoint_in_use or "").startswith("http://"):
         options["allow_http"] = True
     if settings.kind == "azure":
         options["pool_max_idle_per_host"] = str(settings.conn_pool_size)
