@@ -551,6 +551,60 @@ class PageBridge:
     def shutdown(self) -> None:
         """End all waits; later reads are told that the timeline is shutting down."""
 
+# redo_diff.rs
+
+@final
+class RedoDiff:
+    """The differential prover: makes every page version that a log describes, and compares it with witnesses. Blocks
+    without the GIL.
+    """
+
+    def __new__(
+        cls,
+        *,
+        pg_version: int,
+        start_lsn: int,
+        system_identifier: int,
+        hint_bits_logged: bool,
+        scratch: str,
+        base: list[tuple[int, int, int, int, int, str]] | None,
+        pool: RedoPool | None,
+        threads: int,
+        differences_max: int,
+    ) -> RedoDiff:
+        """Begin at a record's start. ``base``: (tablespace, database, relation, fork, segment, path) of each file that
+        held pages at ``start_lsn``; None if nothing is known of them. ``scratch``: path of a file that must not exist
+        yet; it has no name any more when this returns. ``pool``: asked by ``threads`` threads for each version, alone.
+
+        Raises: RequestError (unsupported version), UnavailableError (the scratch file cannot be made).
+        """
+
+    def feed(self, wal: bytes) -> tuple[int, str] | None:
+        """Take the next bytes of the WAL and compare all that its complete records describe.
+
+        Returns: (LSN, problem) if no record can be cut there: the end of the log, or damage. Raises: CorruptDataError
+        (a record whose checksum is right does not decode), UnavailableError (a file cannot be read or written).
+        """
+
+    @property
+    def lsn_end(self) -> int:
+        """End of the last record taken."""
+
+    def compare_files(self, files: list[tuple[int, int, int, int, int, str]]) -> None:
+        """Compare every page that a record touched and that is known with the files of a cleanly stopped server."""
+
+    def report(self) -> dict[str, Any]:
+        """Return what was found so far.
+
+        ``kinds``: for each (``rmid``, ``info``) ``rmgr``, ``type`` and the counts ``records``, ``versions``,
+        ``compared`` (versions that a witness saw), ``different`` (contradictions, of each witness), ``unsupported``,
+        ``without_base``. ``witnesses``: ``compared`` and ``different`` of ``engine`` (records it refused),
+        ``process``, ``image``, ``file``. ``files``: ``equal``, ``masked`` by reason, ``unknown``. ``process_given_up``:
+        why the process was not asked to the end, or None. ``differences``: the first one of each page, in the order
+        of the log, with ``witness``, ``rel``, ``block``, ``rmid``, ``info``, ``lsn`` and ``lsn_end`` of the record,
+        ``detail``, ``ours`` and ``theirs`` (bytes or None), ``lines`` (offsets of the 16-byte lines that differ).
+        """
+
 # store.rs
 
 @final

@@ -7,6 +7,7 @@ mod ingest;
 mod ingest_target;
 mod python_store;
 mod redo;
+mod redo_diff;
 mod redo_page;
 mod serve;
 mod store;
@@ -27,6 +28,8 @@ mod _core {
     use crate::python_store::PageBridge;
     #[pymodule_export]
     use crate::redo::{PyRedoMetrics, PyRedoPool};
+    #[pymodule_export]
+    use crate::redo_diff::PyRedoDiff;
     #[pymodule_export]
     use crate::redo_page::{redo_page, stamp_checksums};
     #[pymodule_export]

@@ -66,6 +66,10 @@ pub struct PyRedoPool {
 }
 
 impl PyRedoPool {
+    pub fn pool(&self) -> Arc<RedoPool> {
+        Arc::clone(&self.pool)
+    }
+
     /// The pool as the store of one timeline uses it.
     pub fn for_timeline(&self, hint_bits_logged: bool) -> Arc<dyn RedoProcess> {
         Arc::new(TimelineRedo::new(Arc::clone(&self.pool), hint_bits_logged))

@@ -15,6 +15,7 @@ pub mod page_cache;
 pub mod read;
 pub mod reconstruct;
 pub mod redo;
+pub mod redo_diff;
 pub mod redo_process;
 pub mod rel_size;
 pub mod timeline;

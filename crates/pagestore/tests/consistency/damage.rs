@@ -10,6 +10,7 @@ use pagecore::redo::{self, Context};
 use pagecore::value::Record;
 use pagecore::wal::rmgr;
 use pagecore::Lsn;
+use pagestore::redo_diff::{After, RecordAt, Verdict, Version, Watch};
 
 const SAMPLES_PER_KIND: usize = 30;
 const DAMAGES_PER_SAMPLE: u64 = 300;
@@ -29,8 +30,20 @@ struct Sample {
 #[derive(Default)]
 pub struct Samples(BTreeMap<(u8, u8, u8), Vec<Sample>>);
 
+impl Watch for Samples {
+    fn record(&mut self, _record: &RecordAt<'_>) {}
+
+    fn version(&mut self, version: &Version<'_>) -> Verdict {
+        let page = version.before.map_or(&[][..], |page| &page[..]);
+        self.take(version.block_id, version.key, version.record.end, page, version.record.bytes);
+        Verdict { compared: false, agrees: !matches!(version.after, After::WithoutBase | After::Unsupported) }
+    }
+
+    fn side_effect(&mut self, _record: &RecordAt<'_>) {}
+}
+
 impl Samples {
-    pub fn take(&mut self, block_id: u8, key: Key, lsn: Lsn, page: &[u8], record: &[u8]) {
+    fn take(&mut self, block_id: u8, key: Key, lsn: Lsn, page: &[u8], record: &[u8]) {
         let samples = self.0.entry((record[17], record[16] & 0xF0, block_id)).or_default();
         let most = if record.len() > LONG_RECORD { LONG_SAMPLES } else { SAMPLES_PER_KIND };
         if samples.len() < most {
