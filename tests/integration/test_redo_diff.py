@@ -234,3 +234,18 @@ def test_what_cannot_be_read_is_named(
     raw[12:16] = (202007201).to_bytes(4, "little")
     control.write_bytes(bytes(raw))
     assert "unrecognized catalog version 202007201" in redo_diff(control.parents[1], status=1)
+
+
+def test_what_a_live_primary_writes_is_proven(make_server: Callable[..., PostgresServer]) -> None:
+    """Goal: no directory is needed. Method: record a primary while it works, until an LSN behind the work."""
+    server = make_server(17, settings={**KEEP, **CHECKED})
+    server.psql("create table t as select i a, repeat('x', 20) b from generate_series(1, 500) i; create index on t (a)")
+    server.psql("update t set b = 'y' where a % 2 = 0; select pg_switch_wal(); insert into t values (0, 'z')")
+    end = server.value("select pg_current_wal_flush_lsn()")
+    server.psql("update t set b = 'w' where a % 3 = 0; checkpoint")
+    words = ["--json", "redo-diff", "--primary", server.conninfo(), "--seconds", "60", "--end-lsn", str(end)]
+    result = CliRunner().invoke(main, [*words, "--process", "off"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["different"] == 0 and found["witnesses"]["image"]["compared"] > 100
+    assert found["files"]["skipped"] == "those of a live primary change"

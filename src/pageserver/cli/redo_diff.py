@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +18,7 @@ from pageserver.errors import PageServerError
 from pageserver.keyspace.key import RelTag
 from pageserver.lsn import Lsn
 from pageserver.wal.redo_diff import Log, ProcessUse, Proof, Settings, decode_record, differing_lines, open_log, prove
+from pageserver.wal.redo_diff_live import record_log
 
 _COUNTS: Final = ("records", "versions", "compared", "different", "unsupported", "without_base")
 _DUMPED: Final = 10
@@ -30,9 +33,12 @@ _directory = click.Path(path_type=Path)
 
 
 @click.command("redo-diff")
-@click.option("--pgdata", required=True, type=_directory, help="A data directory; stopped, for its files to count.")
+@click.option("--pgdata", type=_directory, help="A data directory; stopped, for its files to count.")
 @click.option("--wal", type=_directory, help="Directory with the WAL segments; left out, pg_wal of --pgdata.")
 @click.option("--base", type=_directory, help="The data directory as it was, stopped, where the WAL begins.")
+@click.option("--primary", metavar="CONNINFO", help="Instead of --pgdata: what a live primary writes meanwhile.")
+@click.option("--seconds", type=click.FloatRange(min=0), default=10.0, show_default=True, help="With --primary.")
+@click.option("--end-lsn", help="With --primary: stop as soon as the WAL reaches this.")
 @click.option(
     "--process",
     type=click.Choice(["auto", "require", "off"]),
@@ -47,9 +53,12 @@ _directory = click.Path(path_type=Path)
 @click.pass_obj
 def redo_diff(
     session: Session,
-    pgdata: Path,
+    pgdata: Path | None,
     wal: Path | None,
     base: Path | None,
+    primary: str | None,
+    seconds: float,
+    end_lsn: str | None,
     process: ProcessUse,
     pg_installation: Path | None,
     threads: int,
@@ -62,16 +71,33 @@ def redo_diff(
     """
     session.as_json = session.as_json or as_json
     settings = Settings(process=process, pg_installation=pg_installation, threads=threads, scratch=scratch)
+    if (pgdata is None) == (primary is None):
+        raise click.UsageError("give either --pgdata or --primary")
+    if primary is not None and (wal is not None or base is not None):
+        raise click.UsageError("--wal and --base go with --pgdata")
     try:
-        log = open_log(pgdata, wal=wal, base=base)
-        proof = _with_progress(session, log, lambda progress: prove(log, settings, progress))
+        with contextlib.ExitStack() as stack:
+            if pgdata is not None:
+                log = open_log(pgdata, wal=wal, base=base)
+            else:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="redo-diff-wal-", dir=scratch))
+                log = _record(session, primary or "", Path(folder), seconds, end_lsn)
+            proof = _with_progress(session, log, lambda progress: prove(log, settings, progress))
+            show(session, to_json(proof), lambda: make_table(("manager", "type", "info", *_COUNTS), _rows(proof)))
+            if not session.as_json:
+                _explain(session, proof)
     except (PageServerError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    show(session, to_json(proof), lambda: make_table(("manager", "type", "info", *_COUNTS), _rows(proof)))
-    if not session.as_json:
-        _explain(session, proof)
     if not proof.is_proven:
         raise SystemExit(1)
+
+
+def _record(session: Session, conninfo: str, folder: Path, seconds: float, end_lsn: str | None) -> Log:
+    end = None if end_lsn is None else Lsn.parse(end_lsn)
+    with session.console.status(f"recording the primary's WAL for {seconds:g} s") as status:
+        if session.as_json:
+            status.stop()
+        return record_log(conninfo, folder, seconds=seconds, end=end)
 
 
 def _with_progress(session: Session, log: Log, work: Callable[[Callable[[Lsn, str], None]], Proof]) -> Proof:
@@ -86,7 +112,7 @@ def to_json(proof: Proof) -> dict[str, Any]:
     witnesses = {name: dict(counts) for name, counts in proof.found["witnesses"].items()}
     return {
         **proof.totals,
-        "pg_version": proof.log.version_major,
+        "pg_version": proof.log.version.major,
         "lsn_start": str(proof.log.start),
         "lsn_end": str(proof.end),
         "seconds": round(proof.seconds, 3),
@@ -125,7 +151,7 @@ def _rows(proof: Proof) -> list[tuple[str, ...]]:
 
 def _explain(session: Session, proof: Proof) -> None:
     printed = session.console.print
-    printed(f"PostgreSQL {proof.log.version_major}, WAL {proof.log.start} to {proof.end}, {proof.seconds:.1f} s")
+    printed(f"PostgreSQL {proof.log.version.major}, WAL {proof.log.start} to {proof.end}, {proof.seconds:.1f} s")
     for name, counts in proof.found["witnesses"].items():
         reason = {"process": proof.process_reason, "file": proof.files_reason}.get(name)
         text = f"not asked: {reason}" if reason else f"compared {counts['compared']}, different {counts['different']}"

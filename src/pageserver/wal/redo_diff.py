@@ -32,6 +32,7 @@ from pageserver.lsn import WAL_SEGMENT_SIZE, Lsn
 from pageserver.postgres.control_file import ControlFile
 from pageserver.postgres.data_files import read_control_file, relation_files, was_stopped_cleanly
 from pageserver.postgres.redo_scratch import RedoScratch
+from pageserver.postgres.versions import PostgresVersion
 from pageserver.postgres.wal_directory import SegmentFile, find_log, first_record
 from pageserver.postgres.wal_segment import record_end, shutdown_checkpoint_record
 
@@ -50,7 +51,7 @@ class UnusableBaseError(RequestError):
 class Log:
     """What is to be proven."""
 
-    version_major: int
+    version: PostgresVersion
     system_identifier: int
     hint_bits_logged: bool
     """The server logs hint bits (data checksums or wal_log_hints)."""
@@ -58,9 +59,9 @@ class Log:
     start: Lsn
     stopped_at: Lsn | None
     """End of the log, if a clean stop tells it."""
-    pgdata: Path
+    pgdata: Path | None
+    """None for the log of a live primary."""
     base: Path | None
-    control: ControlFile
 
     @property
     def end(self) -> Lsn:
@@ -142,9 +143,9 @@ def open_log(pgdata: Path, *, wal: Path | None = None, base: Path | None = None)
         raise RequestError(f"{folder} is not a directory", hint="name the directory with the WAL segments with --wal")
     segments = find_log(folder, timeline_id=control.checkpoint.this_timeline_id, start=start)
     if start is None:
-        start = _first_record_of(segments)
+        start = first_record_of(segments)
     return Log(
-        version_major=control.version.major,
+        version=control.version,
         system_identifier=control.system_identifier,
         hint_bits_logged=control.logs_hint_bits,
         segments=tuple(segments),
@@ -152,7 +153,6 @@ def open_log(pgdata: Path, *, wal: Path | None = None, base: Path | None = None)
         stopped_at=stopped_at,
         pgdata=pgdata,
         base=base,
-        control=control,
     )
 
 
@@ -171,7 +171,8 @@ def _start_of(base: Path, control: ControlFile) -> Lsn:
     return Lsn(before.checkpoint.redo)
 
 
-def _first_record_of(segments: list[SegmentFile]) -> Lsn:
+def first_record_of(segments: list[SegmentFile]) -> Lsn:
+    """Return where the first record of the log begins. Raises: CorruptDataError."""
     for segment in segments:
         found = first_record(segment.path.read_bytes(), segment.start)
         if found is not None:
@@ -190,7 +191,7 @@ def prove(log: Log, settings: Settings, progress: Callable[[Lsn, str], None]) ->
         pool, process_reason = _open_pool(log, settings, stack)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="redo-diff-", dir=settings.scratch))
         engine = _core.RedoDiff(
-            pg_version=log.version_major,
+            pg_version=log.version.major,
             start_lsn=log.start,
             system_identifier=log.system_identifier,
             hint_bits_logged=log.hint_bits_logged,
@@ -203,7 +204,7 @@ def prove(log: Log, settings: Settings, progress: Callable[[Lsn, str], None]) ->
         _feed(engine, log, progress)
         end = Lsn(engine.lsn_end)
         files_reason = _why_not_files(log, end)
-        if files_reason is None:
+        if log.pgdata is not None and files_reason is None:
             progress(end, "comparing files")
             engine.compare_files(_files_of(log.pgdata, log))
         found = engine.report()
@@ -213,7 +214,7 @@ def prove(log: Log, settings: Settings, progress: Callable[[Lsn, str], None]) ->
 def _files_of(pgdata: Path, log: Log) -> list[tuple[int, int, int, int, int, str]]:
     return [
         (rel.spcnode, rel.dbnode, rel.relnode, rel.forknum, segment, str(path))
-        for rel, segment, path in relation_files(pgdata, log.control.version)
+        for rel, segment, path in relation_files(pgdata, log.version)
     ]
 
 
@@ -235,6 +236,8 @@ def _feed(engine: _core.RedoDiff, log: Log, progress: Callable[[Lsn, str], None]
 
 
 def _why_not_files(log: Log, end: Lsn) -> str | None:
+    if log.pgdata is None:
+        return "those of a live primary change"
     if log.stopped_at is None:
         return f"{log.pgdata} was not stopped cleanly"
     if end < log.stopped_at:
@@ -246,10 +249,10 @@ def _open_pool(log: Log, settings: Settings, stack: contextlib.ExitStack) -> tup
     """Return the pool, or the reason why there is none. Raises: UnavailableError (it is required)."""
     if settings.process == "off":
         return None, "not asked for"
-    named = {} if settings.pg_installation is None else {str(log.version_major): str(settings.pg_installation)}
+    named = {} if settings.pg_installation is None else {str(log.version.major): str(settings.pg_installation)}
     scratch = stack.enter_context(contextlib.closing(RedoScratch(pg_installations=named)))
     try:
-        scratch.command(log.version_major, log.hint_bits_logged)
+        scratch.command(log.version.major, log.hint_bits_logged)
     except UnavailableError as error:
         if settings.process == "require":
             raise
@@ -263,7 +266,7 @@ def decode_record(log: Log, lsn: Lsn, lsn_end: Lsn) -> dict[str, Any] | None:
     """Return the record between the two as `pagectl wal decode` shows it; none if it cannot be read again."""
     try:
         decoded = _core.decode_wal(
-            log.read(lsn, lsn_end), pg_version=log.version_major, flavour="stock", start_lsn=lsn, limit=1
+            log.read(lsn, lsn_end), pg_version=log.version.major, flavour="stock", start_lsn=lsn, limit=1
         )
     except (PageServerError, OSError):
         return None
