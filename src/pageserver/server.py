@@ -30,7 +30,7 @@ from pageserver.config import InvalidSettingError, RemoteStorage, ServerConfig
 from pageserver.errors import PageServerError, StoppedError
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import configure_logging, render_metrics
-from pageserver.remote import GenerationClaim, LocalStore, ObjectStorage, RetryingStorage, open_object_storage, paths
+from pageserver.remote import GenerationClaim, RetryingStorage, open_object_storage, paths
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.generations import probe_store
 from pageserver.remote.local_store import make_directory_durable, sync_directory
@@ -116,27 +116,26 @@ def pid_file(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def open_storage(config: ServerConfig, clock: Clock, log: Any) -> tuple[ObjectStorage, bool]:
+def open_storage(config: ServerConfig, clock: Clock, log: Any) -> tuple[RetryingStorage, bool]:
     """Return the store, and whether layers go there too. Raises InvalidSettingError."""
     remote: RemoteStorage | None = config.settings.remote_storage
     local = config.workdir / LOCAL_STORE_DIRECTORY
     if remote is None:
         log.warning("no remote storage configured: the local disk is the only copy", store=str(local))
-        return LocalStore(local), False
-    if (local / "tenants").is_dir():
+    elif (local / "tenants").is_dir():
         raise InvalidSettingError(
             f"remote_storage: {local} holds timelines that were made without remote storage; moving them there is not "
             "supported yet"
         )
     storage = open_object_storage(
-        remote,
+        remote or RemoteStorage(local_path=LOCAL_STORE_DIRECTORY),
         workdir=config.workdir,
         clock=clock,
         log=log,
         failures=config.settings.test_remote_failures,
         failure_percent=config.settings.test_remote_failures_probability,
     )
-    return storage, True
+    return storage, remote is not None
 
 
 def bind(address: str) -> socket.socket:
@@ -169,7 +168,6 @@ class _Server:
         config, settings, clock = self._config, self._config.settings, SystemClock()
         http_socket = bind(settings.listen_http_addr)
         storage, stores_layers = open_storage(config, clock, self._log)
-        stats = storage.stats if isinstance(storage, RetryingStorage) else None
         engine = CoreEngine(settings, self._log, clock)
         pages = PageServiceRoom(settings, self._log)
         way_in = PostgresWayIn(
@@ -210,7 +208,7 @@ class _Server:
             manager=manager,
             clock=clock,
             launch_timestamp=self._launch_timestamp,
-            metrics=lambda: render_metrics(manager, config.ignored_items, self._version, store=stats),
+            metrics=lambda: render_metrics(manager, config.ignored_items, self._version, store=storage.stats),
             log=self._log,
         )
         try:

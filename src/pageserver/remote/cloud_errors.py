@@ -35,8 +35,10 @@ _CODE = re.compile(r"<Code>([^<]*)</Code>|\(code: (\w+)\)")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 _INNERMOST = re.compile(r'(?:message: |Custom \{\s*kind: \w+,\s*error: )"([^"]+)"')
 _TIMEOUT = re.compile(r"\bkind: Timeout\b|TimedOut|operation timed out")
-_REFUSED_STATUS = re.compile(r"status code: 40[0134]\b")
-"""What is wrong with the request itself. Listings have no kinds of errors but the general one: their status tells."""
+_REFUSED_STATUS = re.compile(r"status code: (40[0134]|501)\b")
+"""What is wrong with the request, or unknown to the server. Listings have no kinds of errors but the general one:
+their status tells.
+"""
 _PASSING_CODES = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest", "OperationTimedOut"})
 """Codes of a 400 that comes from the way and not from the request."""
 _STATUS = re.compile(r"status code: (\d{3} [A-Za-z ]+)")

@@ -49,6 +49,7 @@ def answer(status: str, code: str | None, message: str = "as it is") -> str:
         (exceptions.GenericError(answer("403 Forbidden", "AccessDenied")), "list", StoreRefusedError),
         (exceptions.GenericError(answer("400 Bad Request", "InvalidBucketName")), "list", StoreRefusedError),
         (exceptions.GenericError(answer("400 Bad Request", "RequestTimeout")), "get", StoreUnavailableError),
+        (exceptions.GenericError(answer("501 Not Implemented", "NotImplemented")), "put", StoreRefusedError),
         (exceptions.GenericError(answer("503 Service Unavailable", "SlowDown")), "get", StoreUnavailableError),
         (exceptions.GenericError(answer("503 Service Unavailable", "SlowDown")), "put", UnknownOutcomeError),
         (exceptions.GenericError(answer("400 Bad Request", "RequestTimeout")), "put", UnknownOutcomeError),
