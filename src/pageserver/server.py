@@ -27,6 +27,7 @@ import uvloop
 
 from pageserver.clock import Clock, SystemClock
 from pageserver.config import InvalidSettingError, RemoteStorage, ServerConfig
+from pageserver.control import ControllerGenerations, UpcallClient, read_registration
 from pageserver.errors import PageServerError, StoppedError
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import configure_logging, render_metrics
@@ -37,6 +38,7 @@ from pageserver.remote.local_store import make_directory_durable, sync_directory
 from pageserver.serve.page_service import PageServiceRoom
 from pageserver.tenant import TenantManager, TenantResources
 from pageserver.tenant.bucket_generations import BucketGenerations
+from pageserver.tenant.generation_source import GenerationSource
 from pageserver.timeline import DownloadCounts
 from pageserver.timeline.core_engine import CoreEngine
 from pageserver.wal.way_in import PostgresWayIn
@@ -76,7 +78,6 @@ def check_supported(config: ServerConfig) -> None:
     """Refuse settings that this release would silently not honour. Raises InvalidSettingError."""
     settings = config.settings
     unsupported = {
-        "control_plane_api": settings.control_plane_api is not None,
         "listen_https_addr": settings.listen_https_addr is not None,
         "listen_grpc_addr": settings.listen_grpc_addr is not None,
         "http_auth_type": settings.http_auth_type != "Trust",
@@ -86,6 +87,8 @@ def check_supported(config: ServerConfig) -> None:
     for key, is_set in unsupported.items():
         if is_set:
             raise InvalidSettingError(f"{key}: not supported yet by this release")
+    if settings.control_plane_api is not None and settings.remote_storage is None:
+        raise InvalidSettingError("control_plane_api: a storage controller needs [remote_storage]")
 
 
 def prepare_workdir(config: ServerConfig) -> None:
@@ -184,7 +187,12 @@ class _Server:
             host=socket.gethostname(),
             claimed_at=f"{clock.now():%Y-%m-%dT%H:%M:%SZ}",
         )
-        generations = BucketGenerations(storage, claim, clock=clock, log=self._log)
+        client = None if settings.control_plane_api is None else self._open_upcalls(settings.control_plane_api, clock)
+        generations: GenerationSource
+        if client is None:
+            generations = in_bucket = BucketGenerations(storage, claim, clock=clock, log=self._log)
+        else:
+            generations = self._controller_generations(client)
         deletions = DeletionQueue(config.workdir, storage=storage, validator=generations, clock=clock, log=self._log)
         resources = TenantResources(
             workdir=config.workdir,
@@ -202,7 +210,8 @@ class _Server:
             log=self._log,
         )
         manager = TenantManager(resources)
-        generations.on_stale = manager.demote
+        if client is None:
+            in_bucket.on_stale = manager.demote
         context = ApiContext(
             config=config,
             manager=manager,
@@ -212,7 +221,8 @@ class _Server:
             log=self._log,
         )
         try:
-            await probe_store(storage, claim.instance)
+            if client is None:
+                await probe_store(storage, claim.instance)
             deletions.start()
             await manager.load_from_disk()
             async with self._serve_http(context, http_socket):
@@ -223,7 +233,36 @@ class _Server:
                 await self._stop_gracefully(manager, pages, deletions)
         finally:
             await deletions.close()
+            if client is not None:
+                await client.close()
             await asyncio.to_thread(engine.close)
+
+    def _open_upcalls(self, base_url: str, clock: Clock) -> UpcallClient:
+        settings = self._config.settings
+        path = settings.ssl_ca_file
+        return UpcallClient(
+            base_url,
+            token=settings.control_plane_api_token,
+            ca_certificates=None if path is None else (self._config.workdir / path).read_text(encoding="ascii"),
+            clock=clock,
+            log=self._log,
+        )
+
+    def _controller_generations(self, client: UpcallClient) -> ControllerGenerations:
+        config = self._config
+        return ControllerGenerations(
+            client,
+            node_id=config.node_id,
+            register=read_registration(
+                config.workdir,
+                node_id=config.node_id,
+                availability_zone=config.settings.availability_zone,
+                environment=os.environ,
+                log=self._log,
+            ),
+            emergency_mode=config.settings.control_plane_emergency_mode,
+            log=self._log,
+        )
 
     @contextlib.asynccontextmanager
     async def _serve_http(self, context: ApiContext, bound: socket.socket) -> AsyncIterator[None]:

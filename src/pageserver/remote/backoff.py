@@ -52,7 +52,7 @@ async def retry_for_ever(
             result = await work()
         except Exception as error:
             tell = log.info if failures < WARN_AFTER else log.warning
-            tell(f"{what} failed, will retry (attempt {failures})", error=str(error))
+            tell(f"{what} failed, will retry (attempt {failures}): {error}")
             await pause_unless(stop, clock, pause_seconds(failures))
             failures += 1
             continue

@@ -27,6 +27,7 @@ class BucketGenerations:
 
     answers_at_once = True
     fences_deletions = True
+    local_data_loss_suspected = False
 
     def __init__(self, storage: ObjectStorage, claim: GenerationClaim, *, clock: Clock, log: Any) -> None:
         self._storage = storage

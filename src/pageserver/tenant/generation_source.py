@@ -23,6 +23,11 @@ class GenerationSource(GenerationValidator, Protocol):
         """
         ...
 
+    @property
+    def local_data_loss_suspected(self) -> bool:
+        """Whether somebody knows tenants of this server while its disk had none."""
+        ...
+
     async def start(self, found: Mapping[TenantShardId, LocationConfig]) -> Mapping[TenantShardId, LocationConfig]:
         """Return how the locations that were found on disk start. One that is left out is removed from this server.
 

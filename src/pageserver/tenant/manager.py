@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from pageserver.errors import (
 )
 from pageserver.ids import Generation, TenantShardId
 from pageserver.remote import paths
+from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.local_store import make_directory_durable, overwrite_durably, sync_directory
 from pageserver.tenant.deletion import check_may_delete
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, LocationConfigError, Secondary
@@ -204,6 +205,15 @@ class TenantManager:
             raise NotFoundError("Tenant shard not found", shard=shard)
         return _location_of(self._slots[shard])
 
+    @property
+    def local_data_loss_suspected(self) -> bool:
+        return self._resources.generations.local_data_loss_suspected
+
+    @property
+    def deletions(self) -> DeletionQueue:
+        """The process's deletion queue, for the management API and metrics."""
+        return self._resources.deletions
+
     # Changing
 
     async def put_location(
@@ -230,7 +240,8 @@ class TenantManager:
             wanted = slot.generation if request.generation is None else Generation(request.generation)
             if wanted < slot.generation:
                 raise GenerationDecreaseError(wanted=wanted, current=slot.generation)
-            if wanted == slot.generation:
+            takes_back = slot.is_overtaken and request.generation is None and request.mode is not AttachMode.STALE
+            if wanted == slot.generation and not takes_back:
                 await self._update_attached(slot, request.location.with_generation(wanted), flush_seconds)
                 return
         await self._replace(shard, request)
@@ -273,16 +284,13 @@ class TenantManager:
         Only in memory: the next start claims a generation like every other.
         """
         slot = self._slots.get(shard)
-        if not isinstance(slot, Tenant) or slot.generation != generation:
-            return
-        mode = slot.location.mode
-        if isinstance(mode, Attached) and mode.mode is not AttachMode.STALE:
+        if isinstance(slot, Tenant) and slot.generation == generation and not slot.is_overtaken:
             self._log.error(
                 "a newer generation exists: another server has taken over, nothing more is deleted or acknowledged",
                 tenant=str(shard),
                 generation=generation.number,
             )
-            slot.update_location(replace(slot.location, mode=replace(mode, mode=AttachMode.STALE)))
+            slot.note_overtaken()
 
     async def update_config(self, tenant: Tenant, location: LocationConfig) -> None:
         """Store and apply changed settings of an attached tenant, in its generation.
@@ -436,7 +444,9 @@ class TenantManager:
 
 def _location_of(slot: Slot) -> LocationConfig | None:
     match slot:
-        case Tenant() | SecondarySlot():
+        case Tenant():
+            return slot.effective_location()
+        case SecondarySlot():
             return slot.location
         case InProgress():
             return None

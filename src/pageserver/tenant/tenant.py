@@ -44,7 +44,7 @@ from pageserver.tenant.creation import (
 )
 from pageserver.tenant.deletion import check_may_delete, delete_timeline_objects, mark_deleted
 from pageserver.tenant.loading import load_timelines
-from pageserver.tenant.location import Attached, LocationConfig
+from pageserver.tenant.location import Attached, AttachMode, LocationConfig
 from pageserver.tenant.opening import TimelineOpener
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.source_slot import RootParameters, SlotActions, SourceSlot
@@ -92,6 +92,8 @@ class Tenant:
         self.generation: Generation = location.mode.generation
         self.state = TenantState(TenantStatus.ATTACHING)
         self.is_stopped = False
+        self.is_overtaken = False
+        """A newer generation exists: whatever the location says, this is AttachedStale (standalone.md 1)."""
         self.timelines: dict[TimelineId, Timeline | Placeholder] = {}
         self._resources = resources
         self._log = resources.log.bind(tenant=str(shard), generation=self.generation.number)
@@ -178,6 +180,19 @@ class Tenant:
     def settings(self) -> TenantSettings:
         """Return the effective settings as they are now."""
         return self.location.overrides.effective(self._resources.settings.tenant_defaults())
+
+    def note_overtaken(self) -> None:
+        """Go on as AttachedStale: delete nothing, tell WAL sources nothing new. The stored location stays."""
+        self.is_overtaken = True
+        for timeline in self.open_timelines():
+            timeline.remote.set_rights(self._upload_rights())
+
+    def effective_location(self) -> LocationConfig:
+        """Return the location as it is in truth: AttachedStale if another server has taken over."""
+        mode = self.location.mode
+        if not self.is_overtaken or not isinstance(mode, Attached):
+            return self.location
+        return replace(self.location, mode=replace(mode, mode=AttachMode.STALE))
 
     async def upload_manifest(self) -> None:
         """Upload the tenant manifest if it would say something new. Raises what the store raises."""
@@ -386,7 +401,7 @@ class Tenant:
         await self.upload_manifest()
 
     def _upload_rights(self) -> UploadRights:
-        mode = self.location.mode
+        mode = self.effective_location().mode
         return mode.mode.upload_rights() if isinstance(mode, Attached) else UploadRights(False, False)
 
     def _attach_failed(self, error: Exception) -> None:

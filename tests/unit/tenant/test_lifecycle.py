@@ -13,7 +13,7 @@ from pageserver.ids import TimelineId
 from pageserver.lsn import Lsn
 from pageserver.mgmt.models import LocationConfigBody
 from pageserver.remote import IndexPart, paths
-from pageserver.tenant import Attached, AttachMode, BranchRefusedError, DifferentParametersError, Tenant
+from pageserver.tenant import BranchRefusedError, DifferentParametersError, Tenant
 from pageserver.tenant.manager import GenerationDecreaseError, SlotBusyError, TenantNotFoundError
 from pageserver.timeline import Timeline
 from pageserver.timeline.state import TimelineStatus
@@ -200,8 +200,8 @@ async def test_another_server_takes_over_from_the_bucket(tmp_path: Path) -> None
     await timeline.freeze_and_flush()
 
     async def is_stale() -> bool:
-        mode = first.manager.get(TENANT).location.mode
-        return isinstance(mode, Attached) and mode.mode is AttachMode.STALE
+        location = first.manager.location(TENANT)
+        return location is not None and location.to_api()["mode"] == "AttachedStale"
 
     await eventually(is_stale)
     assert timeline.durable_lsn == START, "a stale server acknowledges nothing"
