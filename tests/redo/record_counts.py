@@ -160,12 +160,16 @@ def summarise_proof(report: dict[str, Any]) -> dict[str, Any]:
     for kind in report["kinds"]:
         if kind["different"]:
             first = next(
-                (d for d in report["differences"] if d["record"] and d["record"]["type"] == kind["type"]),
-                {"witness": "", "detail": ""},
+                (d for d in report["differences"] if d["record"] and _is_of(d["record"], kind)),
+                {"witness": "some witness", "detail": "not among those that the report shows"},
             )
             name = f"{kind['rmgr']} {kind['type']}"
             found.append([name, kind["different"], first["witness"], first["detail"]])
     return {name: report[name] for name in ("compared", "different", "unsupported", "witnesses")} | {"found": found}
+
+
+def _is_of(record: dict[str, Any], kind: dict[str, Any]) -> bool:
+    return bool((record["rmgr"], record["type"]) == (kind["rmgr"], kind["type"]))
 
 
 def label(variant: Variant) -> str:
