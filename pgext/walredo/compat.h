@@ -36,4 +36,31 @@ typedef Oid RelFileNumber;
 #define INVALID_PROC_NUMBER InvalidBackendId
 #endif
 
+/*
+ * From 18 on an inplace update carries the cache invalidations of its transaction (spec stock.md 2), and redo acts on them: it removes
+ * the relation cache's init file of the database. Nobody caches anything here, and files are out of reach.
+ */
+#if PG_VERSION_NUM >= 180000
+#include "access/heapam_xlog.h"
+
+static inline void
+forget_invalidations(DecodedXLogRecord *record)
+{
+	if (record->header.xl_rmid == RM_HEAP_ID &&
+		(record->header.xl_info & XLOG_HEAP_OPMASK) == XLOG_HEAP_INPLACE &&
+		record->main_data_len >= MinSizeOfHeapInplace)
+	{
+		xl_heap_inplace *inplace = (xl_heap_inplace *) record->main_data;
+
+		inplace->nmsgs = 0;
+		inplace->relcacheInitFileInval = false;
+	}
+}
+#else
+static inline void
+forget_invalidations(DecodedXLogRecord *record)
+{
+}
+#endif
+
 #endif							/* WALREDO_COMPAT_H */

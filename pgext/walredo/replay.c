@@ -390,6 +390,7 @@ apply_record(XLogRecord *record, XLogRecPtr end_lsn)
 				 errmsg("record without a block that was begun")));
 	check_kind(record);
 	decode(record, end_lsn);
+	forget_invalidations(decoded);
 	forks = redirect_blocks();
 	cover(open_relation(target_locator), request.fork, request.tag.block);
 

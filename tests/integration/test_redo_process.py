@@ -18,9 +18,18 @@ from pageserver.postgres.redo_scratch import EXTENSION_FOLDER, RedoScratch
 from tests.conftest import MakeServer
 from tests.postgres.provision import MAJORS_WITH_HEADERS, Installation
 from tests.postgres.server import PostgresServer
-from tests.reference.wal_chains import BlockId, Chain, collect_chains, first_record_after
+from tests.reference.wal_chains import (
+    BlockId,
+    Chain,
+    block_references,
+    collect_chains,
+    first_record_after,
+    read_records,
+)
 
 with_headers = pytest.mark.parametrize("major", MAJORS_WITH_HEADERS)
+
+RM_HEAP, XLOG_HEAP_INPLACE = 10, 0x70
 
 KINDS = ("heap", "btree", "hash", "gist", "spgist", "gin", "brin")
 
@@ -261,3 +270,30 @@ def test_every_page_made_by_the_process_equals_the_servers_own(
 def _is_cache_of_spgist(kind: str, block: BlockId) -> bool:
     """The metapage's list of last used pages is never logged (stock.md 4)."""
     return kind == "spgist" and block[4] == 0
+
+
+@with_headers
+def test_an_inplace_update_of_a_catalog_changes_the_page_and_nothing_else(
+    major: int, make_server: MakeServer, world: World
+) -> None:
+    """From 18 on such a record carries cache invalidations; redo would remove a file, and the sandbox kills for that.
+
+    Method: VACUUM of pg_class right after a checkpoint, so that the record has an image and needs no base page.
+    """
+    server = make_server(major, "inplace", settings={"full_page_writes": "on", "autovacuum": "off"})
+    server.psql("create table t as select 1 as a; checkpoint")
+    start = int(server.value("select pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
+    server.psql("vacuum pg_class")
+    server.stop("fast")
+    wal = server.data_dir / "pg_wal"
+    pool, asked = world.pool(), 0
+    for _, end, record in read_records(wal, 1, first_record_after(wal, 1, start)):
+        if (record[17], record[16] & 0x70) != (RM_HEAP, XLOG_HEAP_INPLACE):
+            continue
+        for reference in block_references(record, major):
+            if reference.makes_page:
+                chain = Chain([(end, record)], complete=True)
+                assert len(pool.redo(**request(chain, reference.block, major))) == 8192
+                asked += 1
+    assert asked
+    assert not [fields for event, fields in world.log if event in ("failed", "received output")]
