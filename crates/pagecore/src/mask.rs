@@ -98,7 +98,8 @@ pub fn mask(kind: PageKind, block: u32, bytes: &mut PageBytes) -> Result<(), Fau
     }
 }
 
-/// Clears the hole, the padding behind items and the checksum.
+/// Clears the hole, the padding behind items, the checksum, and GiST's mark of deleted tuples: nobody reads it, and minor
+/// releases differ in whether redo sets it (spec walredo.md 11).
 pub fn mask_strict(kind: PageKind, bytes: &mut PageBytes) -> Result<(), Fault> {
     let mut page = Page::new(bytes);
     page.put(8, &[0; 2])?;
@@ -112,6 +113,9 @@ pub fn mask_strict(kind: PageKind, bytes: &mut PageBytes) -> Result<(), Fault> {
     }
     if has_items(kind, &page)? {
         clear_padding(&mut page)?;
+    }
+    if kind == PageKind::Gist {
+        clear_bits(&mut page, GIST_FLAGS, GIST_TUPLES_DELETED)?;
     }
     Ok(())
 }
@@ -135,6 +139,7 @@ const GIN_FLAGS: usize = BLCKSZ - 2;
 const GIN_DATA: u16 = 1;
 const GIN_DELETED: u16 = 4;
 const GIST_FLAGS: usize = BLCKSZ - 4;
+const GIST_TUPLES_DELETED: u16 = 4;
 const HASH_FLAGS: usize = BLCKSZ - 4;
 
 fn clear_hole(page: &mut Page<'_>) -> Result<(), Fault> {
@@ -235,7 +240,7 @@ fn mask_gist(page: &mut Page<'_>) -> Result<(), Fault> {
     if flags & LEAF != 0 && flags & DELETED == 0 {
         clear_item_states(page)?;
     }
-    clear_bits(page, GIST_FLAGS, 4 | 16)?;
+    clear_bits(page, GIST_FLAGS, GIST_TUPLES_DELETED | 16)?;
     let flags = page.u16_at(GIST_FLAGS)?;
     page.put_u16(GIST_FLAGS, flags | FOLLOW_RIGHT)
 }
@@ -257,4 +262,25 @@ fn mask_hash(page: &mut Page<'_>) -> Result<(), Fault> {
         _ => {}
     }
     clear_bits(page, HASH_FLAGS, 0x80)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_engines_may_differ_in_gists_mark_of_deleted_tuples_and_in_no_other_flag() {
+        let page_with = |flags: u16| {
+            let mut bytes = [0; BLCKSZ];
+            let mut page = Page::new(&mut bytes);
+            for (at, value) in [(12, 24), (14, 8176), (16, 8176), (GIST_FLAGS, flags), (BLCKSZ - 2, 0xFF81)] {
+                page.put_u16(at, value).unwrap();
+            }
+            mask_strict(PageKind::Gist, &mut bytes).unwrap();
+            bytes
+        };
+        assert_eq!(page_with(1 | GIST_TUPLES_DELETED), page_with(1));
+        assert_ne!(page_with(1 | 16), page_with(1));
+        assert_ne!(page_with(1 | 8), page_with(1));
+    }
 }
