@@ -64,6 +64,14 @@ check: build ## formatting, lint and types of Python, Rust and C; the stub of th
 bench: build ## run every benchmark: JSON lines, each with its ceiling or peer measured in the same run
 	@$(BIN)/python -m bench
 
+FUZZ_SECONDS ?= 1800
+.PHONY: fuzz
+fuzz: ## search for records that redo does not survive, FUZZ_SECONDS=1800 long (needs: cargo install cargo-fuzz)
+	@cd crates/pagecore/fuzz && cargo run --quiet --release --example seeds -- unpack seeds.zst $(PAGESERVER_CACHE)/fuzz/seeds
+	@mkdir -p $(PAGESERVER_CACHE)/fuzz/corpus $(PAGESERVER_CACHE)/fuzz/found
+	@cd crates/pagecore && cargo fuzz run --sanitizer none redo $(PAGESERVER_CACHE)/fuzz/corpus $(PAGESERVER_CACHE)/fuzz/seeds -- \
+		-max_total_time=$(FUZZ_SECONDS) -timeout=10 -max_len=32768 -artifact_prefix=$(PAGESERVER_CACHE)/fuzz/found/
+
 .PHONY: lock
 lock: ## pin what is installed in the virtual environment
 	$(BIN)/pip freeze --exclude pageserver > requirements.lock

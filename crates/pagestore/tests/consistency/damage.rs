@@ -2,7 +2,9 @@
 //! point 48). Run it in a debug build, where arithmetic that overflows panics as well.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::Path;
 
 use pagecore::key::Key;
 use pagecore::mask::{mask, mask_strict, PageKind};
@@ -12,6 +14,9 @@ use pagecore::wal::rmgr;
 use pagecore::Lsn;
 use pagestore::redo_diff::{After, RecordAt, Verdict, Version, Watch};
 
+use crate::case::Case;
+
+const SEEDS_PER_KIND: usize = 3;
 const SAMPLES_PER_KIND: usize = 30;
 const DAMAGES_PER_SAMPLE: u64 = 300;
 /// Longer records mostly hold a page image, which hides the rest; a few of them are enough.
@@ -49,6 +54,28 @@ impl Samples {
         if samples.len() < most {
             samples.push(Sample { key, lsn, page: page.to_vec(), record: record.to_vec() });
         }
+    }
+
+    /// Writes the shortest records of each kind as inputs of the fuzzer.
+    pub fn write_seeds(&self, ctx: &Context, corpus: &Path) -> std::io::Result<()> {
+        fs::create_dir_all(corpus)?;
+        for ((rmid, info, id), samples) in &self.0 {
+            let mut order: Vec<&Sample> = samples.iter().collect();
+            order.sort_by_key(|sample| sample.record.len());
+            for (number, sample) in order.iter().take(SEEDS_PER_KIND).enumerate() {
+                let case = Case {
+                    context: *ctx,
+                    key: sample.key,
+                    lsn: sample.lsn,
+                    page: sample.page.clone(),
+                    record: sample.record.clone(),
+                    is_value: false,
+                };
+                let name = format!("{}-{rmid:03}-{info:02x}-{id}-{number}", ctx.major);
+                fs::write(corpus.join(name), case.encode())?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns the kinds that panicked.

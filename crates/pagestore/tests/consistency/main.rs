@@ -7,6 +7,9 @@
 //! the right pages of them is what `pagectl redo-diff` shows.
 #![expect(clippy::expect_used, reason = "a test may stop where its input is not what it must be")]
 
+#[path = "../../../pagecore/fuzz/src/case.rs"]
+#[expect(dead_code, reason = "shared with the fuzzer")]
+mod case;
 mod damage;
 mod neon_pages;
 
@@ -32,6 +35,17 @@ fn damaged_records_and_pages_never_panic() {
         let (context, samples) = samples_of(Path::new(run));
         let panicked = samples.damage(&context);
         assert!(panicked.is_empty(), "panics in {panicked:#?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the runs that tests/redo/make_wal.py makes; set REDO_RUNS, and FUZZ_CORPUS to a directory"]
+fn write_seeds_for_the_fuzzer() {
+    let runs = std::env::var("REDO_RUNS").expect("REDO_RUNS lists the directories of the runs");
+    let corpus = std::env::var("FUZZ_CORPUS").expect("FUZZ_CORPUS is a directory");
+    for run in runs.split(':') {
+        let (context, samples) = samples_of(Path::new(run));
+        samples.write_seeds(&context, Path::new(&corpus)).expect("the corpus can be written");
     }
 }
 
