@@ -93,6 +93,12 @@ class PageServerProcess:
             response.raise_for_status()
             return response.json()
 
+    def metrics(self) -> dict[str, float]:
+        """Return the samples of `/metrics` by name with labels."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
+        samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
+
     def pagectl(self, *arguments: str, statuses: Collection[int] = (0,)) -> Any:
         """Run `pagectl --json` and return what it printed.
 

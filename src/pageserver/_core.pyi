@@ -433,6 +433,10 @@ class _RedoCommand(Protocol):
     def scratch_template(self) -> Path | None:
         """A directory; every process gets a copy beside it, owned by ``uid``."""
 
+    @property
+    def knows_neon_records(self) -> bool:
+        """The program understands heap records in the layouts of Neon's computes."""
+
 _Histogram: TypeAlias = tuple[list[float], list[int], float]
 
 @final
@@ -441,7 +445,8 @@ class RedoMetrics:
 
     def __new__(cls) -> RedoMetrics: ...
     def snapshot(self) -> dict[str, int | dict[str, int] | _Histogram]:
-        """Return the values by metric name (walredo.md 4.2).
+        """Return the values by metric name (walredo.md 4.2), and ``pageserver_wal_redo_process_records_total``: the
+        records sent to processes, by resource manager.
 
         Counters are integers, or integers by label value. Histograms are (upper bounds, cumulative counts with the
         total at the end, sum).
@@ -459,6 +464,7 @@ class RedoPool:
         command: Callable[[int, bool], _RedoCommand],
         log: Callable[[str, dict[str, Any]], None] | None = None,
         metrics: RedoMetrics | None = None,
+        process_only: bool = False,
     ) -> RedoPool:
         """``command(pg_version, hint_bits_logged)`` is asked before each start, in the thread of the request that
         needs the process; what it raises becomes the reason why there is none. ``hint_bits_logged``: the source of the
@@ -467,7 +473,9 @@ class RedoPool:
         ``log(event, fields)`` gets ``started``, ``stopped``, ``received output`` (a line on standard error), ``failed``
         and ``retried walredo succeeded``, from any thread. Neither may call back into the pool.
 
-        ``timeout_seconds`` is that of one exchange (``wal_redo_timeout``).
+        ``timeout_seconds`` is that of one exchange (``wal_redo_timeout``). ``process_only``: the stores that use the
+        pool have it replay all records of PostgreSQL that change relation blocks, instead of those alone that they do
+        not know.
         """
 
     def is_running(self) -> bool:
@@ -603,6 +611,33 @@ class RedoDiff:
         why the process was not asked to the end, or None. ``differences``: the first one of each page, in the order
         of the log, with ``witness``, ``rel``, ``block``, ``rmid``, ``info``, ``lsn`` and ``lsn_end`` of the record,
         ``detail``, ``ours`` and ``theirs`` (bytes or None), ``lines`` (offsets of the 16-byte lines that differ).
+        """
+
+# redo_chains.rs
+
+@final
+class RedoChains:
+    """Chains of records of one source, to be replayed again and again: for benchmarks and tests."""
+
+    def __new__(
+        cls,
+        chains: Sequence[tuple[bytes, tuple[int, bytes] | None, Sequence[tuple[int, bytes]]]],
+        *,
+        pg_version: int,
+        hint_bits_logged: bool,
+    ) -> RedoChains:
+        """Take chains: a key, a base (LSN, page) or None where the first record makes the page, and records (end LSN,
+        bytes), ascending.
+        """
+
+    def __len__(self) -> int: ...
+    def pages(self, pool: RedoPool | None = None) -> list[bytes]:
+        """Return the page of each chain: by ``pool``, or natively. Raises: as `RedoPool.redo`; CorruptDataError."""
+
+    def seconds(self, *, threads: int, rounds: int, pool: RedoPool | None = None) -> float:
+        """Make the page of each chain ``rounds`` times, the chains shared out among threads, and return what that took.
+
+        Raises: as `pages`.
         """
 
 # store.rs

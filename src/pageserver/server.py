@@ -181,6 +181,7 @@ class _Server:
             log=self._log,
         )
         await way_in.remove_leftovers()
+        await asyncio.to_thread(engine.remove_leftovers)
         claim = GenerationClaim(
             node_id=config.node_id,
             instance=secrets.token_hex(16),
@@ -217,7 +218,9 @@ class _Server:
             manager=manager,
             clock=clock,
             launch_timestamp=self._launch_timestamp,
-            metrics=lambda: render_metrics(manager, config.ignored_items, self._version, store=storage.stats),
+            metrics=lambda: render_metrics(
+                manager, config.ignored_items, self._version, store=storage.stats, redo=engine.redo_counts()
+            ),
             log=self._log,
         )
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pageserver._core import RedoMetrics, RedoPool
+from pageserver._core import RedoChains, RedoMetrics, RedoPool
 from pageserver.postgres.redo_scratch import EXTENSION_FOLDER, RedoScratch
 from tests.conftest import MakeServer
 from tests.postgres.provision import MAJORS_WITH_HEADERS, Installation
@@ -48,11 +48,14 @@ class World:
             tenant=tenant,
             timeout_seconds=timeout_seconds,
             command=self.scratch.command,
-            log=lambda event, fields: self.log.append((event, fields)),
+            log=self.note,
             metrics=self.metrics,
         )
         self.pools.append(pool)
         return pool
+
+    def note(self, event: str, fields: dict[str, Any]) -> None:
+        self.log.append((event, fields))
 
     def live(self) -> int:
         snapshot = self.metrics.snapshot()
@@ -247,6 +250,7 @@ def test_every_page_made_by_the_process_equals_the_servers_own(
     different: list[str] = []
     records = 0
     seconds = 0.0
+    compared: list[tuple[bytes, None, list[tuple[int, bytes]]]] = []
     for block, chain in sample.chains.items():
         kind = sample.kinds.get(block[:3])
         on_disk = file_page(server.data_dir, block)
@@ -256,6 +260,7 @@ def test_every_page_made_by_the_process_equals_the_servers_own(
         page = pool.redo(**request(chain, block, major, hints))
         seconds += time.perf_counter() - begun
         records += len(chain.records)
+        compared.append((key_of(block), None, chain.records))
         if masked(page, kind, block[3]) == masked(on_disk, kind, block[3]):
             equal[kind] += 1
         elif not _is_cache_of_spgist(kind, block):
@@ -264,6 +269,9 @@ def test_every_page_made_by_the_process_equals_the_servers_own(
     assert different == []
     for kind in KINDS:
         assert equal[kind] > 0, f"no {kind} page was compared"
+    both = RedoChains(compared, pg_version=major, hint_bits_logged=hints)
+    assert both.pages() == both.pages(pool), "native redo makes other bytes"
+    assert both.seconds(threads=2, rounds=1) > 0 and both.seconds(threads=2, rounds=1, pool=pool) > 0
     assert world.live() == 1, f"one process did it all: {world.log}"
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from pageserver._core import RedoPool
 from pageserver.errors import CorruptDataError, RequestError, StoppedError, UnavailableError
-from pageserver.postgres.redo_scratch import RedoScratch
+from pageserver.postgres.redo_scratch import RedoCommand, RedoScratch
 from tests.integration.test_redo_process import World, key_of, scratch, world  # noqa: F401 (fixtures)
 from tests.postgres.provision import MAJORS_WITH_HEADERS, provision
 
@@ -96,6 +97,52 @@ def test_a_stopped_process_times_out_and_is_replaced(major: int, world: World) -
     assert ask(pool, major) == expected()
     assert pool.pid() != pid and not is_alive(pid)
     assert any("WAL redo timed out" in str(fields) for event, fields in world.log if event == "failed")
+
+
+@with_headers
+@pytest.mark.parametrize("stray", ["x", "garbage " * 1024, "\\0"], ids=["one byte", "a page", "a zero"])
+def test_a_process_that_prints_garbage_is_replaced_and_other_tenants_do_not_notice(
+    major: int,
+    stray: str,
+    world: World,  # noqa: F811
+) -> None:
+    """Goal: what is not the page is never returned. Method: one tenant's first process writes something to its standard
+    output before it becomes a good one, so that every answer is shifted.
+    """
+    starts = 0
+
+    def command(major: int, hint_bits_logged: bool) -> RedoCommand:
+        nonlocal starts
+        starts += 1
+        made = world.scratch.command(major, hint_bits_logged)
+        if starts > 1:
+            return made
+        return replace(made, argv=("/bin/sh", "-c", f"printf '{stray}'; exec \"$@\"", "sh", *made.argv))
+
+    pool = RedoPool(tenant="one", timeout_seconds=30.0, command=command, log=world.note, metrics=world.metrics)
+    world.pools.append(pool)
+    other = world.pool("two")
+    assert ask(other, major, seed=2) == expected(2)
+    other_pid = other.pid()
+    assert ask(pool, major) == expected()
+    assert starts == 2
+    assert any("not the page asked for" in str(fields) for event, fields in world.log if event == "failed")
+    assert ask(other, major, seed=3) == expected(3) and other.pid() == other_pid
+
+
+@with_headers
+def test_a_process_that_prints_nothing_but_garbage_fails_the_request(major: int, world: World) -> None:  # noqa: F811
+    """Goal: three tries, then an error that says so; the pool goes on, with no process left behind."""
+    garbage = RedoCommand(argv=("/usr/bin/yes", "garbage"), env={}, uid=None, gid=None, scratch_template=None)
+    pool = RedoPool(
+        tenant="one", timeout_seconds=30.0, command=lambda *_: garbage, log=world.note, metrics=world.metrics
+    )
+    world.pools.append(pool)
+    for _ in range(2):
+        with pytest.raises(CorruptDataError, match="not the page asked for"):
+            ask(pool, major)
+        assert not pool.is_running() and world.live() == 0
+    assert sum(event == "failed" for event, _ in world.log) == 6
 
 
 @with_headers

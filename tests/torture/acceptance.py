@@ -138,6 +138,7 @@ class AcceptanceRun:
             self._verify_a_flipped_byte()
             for number, moment in enumerate(self._chosen(moments)):
                 self._restore(moment, number)
+            self._check_that_redo_was_native()
         return self._summary
 
     # The load.
@@ -276,6 +277,14 @@ class AcceptanceRun:
         arguments = ("verify", "--timeline", self._timeline, "--pgdata", str(self._primary.data_dir))
         report: dict[str, Any] = self._server.pagectl(*arguments, statuses=(0, 1))
         return report
+
+    def _check_that_redo_was_native(self) -> None:
+        """No record of a built-in resource manager may have needed the redo process since the last kill; `verify` and
+        the restores have read every page meanwhile.
+        """
+        name = "pageserver_wal_redo_process_records_total"
+        sent = {key: value for key, value in self._server.metrics().items() if key.startswith(name)}
+        assert len(sent) >= 11 and not any(sent.values()), sent
 
     # Restoring.
 

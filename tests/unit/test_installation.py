@@ -52,15 +52,32 @@ def test_a_named_directory_without_postgres_is_an_error_rather_than_a_reason_to_
         find_installation(16, pg_installations={"16": str(tmp_path)}, pg_distrib_dir=str(tmp_path / "neon"))
 
 
-def test_neons_redo_process_is_started_as_neon_does(tmp_path: Path) -> None:
-    """Goal: walredo.md 17.4 and 17.5: the command line, and an environment of exactly four variables."""
-    folder = fake_postgres(tmp_path / "v15", "echo 'postgres (PostgreSQL) 15.13'")
-    scratch = RedoScratch(pg_installations={}, pg_distrib_dir=str(tmp_path))
-    command = scratch.neon_command(15)
-    assert command.argv == (str(folder / "bin" / "postgres"), "--wal-redo", "--tenant-shard-id", "{tenant}")
-    assert set(command.env) == {"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "ASAN_OPTIONS", "UBSAN_OPTIONS"}
-    assert command.env["LD_LIBRARY_PATH"] == str(folder / "lib")
-    assert command.scratch_template is None
+ANSWERS_A_PING = 'if [ "$1" = --wal-redo ]; then cat > /dev/null; head -c 8192 /dev/zero; exit 0; fi\n'
+
+
+def test_neons_redo_process_is_started_as_neon_does(server_dir: Path) -> None:
+    """Goal: walredo.md 17.4 and 17.5: the command line, and an environment of exactly four variables; for a program
+    that the settings name, and for one in `pg_distrib_dir` that answers as such.
+    """
+    folder = fake_postgres(server_dir / "neon" / "v15", ANSWERS_A_PING + "echo 'postgres (PostgreSQL) 15.13'")
+    named = RedoScratch(pg_installations={}, redo_programs={"15": str(folder / "bin" / "postgres")})
+    found = RedoScratch(pg_installations={}, pg_distrib_dir=str(server_dir / "neon"))
+    for command in (named.command(15, False), found.command(15, True)):
+        assert command.argv == (str(folder / "bin" / "postgres"), "--wal-redo", "--tenant-shard-id", "{tenant}")
+        assert set(command.env) == {"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "ASAN_OPTIONS", "UBSAN_OPTIONS"}
+        assert command.env["LD_LIBRARY_PATH"] == str(folder / "lib")
+        assert command.scratch_template is None
+        assert command.knows_neon_records
+    with pytest.raises(RedoUnavailableError, match="redo_programs names /nowhere/postgres, which is not a program"):
+        RedoScratch(pg_installations={}, redo_programs={"16": "/nowhere/postgres"}).command(16, False)
+
+
+def test_an_unmodified_server_in_neons_place_gets_our_extension(tmp_path: Path) -> None:
+    folder = fake_postgres(tmp_path / "v16", "echo 'postgres (PostgreSQL) 16.14'")
+    scratch = RedoScratch(pg_installations={}, pg_distrib_dir=str(tmp_path), extension_folder=tmp_path)
+    with pytest.raises(RedoUnavailableError, match=r"walredo-16.so is not built"):
+        scratch.command(16, False)
+    assert folder.exists()
 
 
 def test_an_extension_that_is_not_built_is_said_to_be_so(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ mod ingest;
 mod ingest_target;
 mod python_store;
 mod redo;
+mod redo_chains;
 mod redo_diff;
 mod redo_page;
 mod serve;
@@ -28,6 +29,8 @@ mod _core {
     use crate::python_store::PageBridge;
     #[pymodule_export]
     use crate::redo::{PyRedoMetrics, PyRedoPool};
+    #[pymodule_export]
+    use crate::redo_chains::RedoChains;
     #[pymodule_export]
     use crate::redo_diff::PyRedoDiff;
     #[pymodule_export]

@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pagecore::{Key, Lsn};
+use pagecore::wal::rmgr;
+use pagecore::{Flavour, Key, Lsn};
 use pagestore::redo_process::{
     Attempts, HistogramSnapshot, PoolError, RedoCommand, RedoEvent, RedoLog, RedoMetrics, RedoPool, RedoRequest,
     StopCause, TimelineRedo,
 };
-use pagestore::RedoProcess;
+use pagestore::{RedoMode, RedoProcess};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -56,6 +57,15 @@ impl PyRedoMetrics {
             stopped.set_item(cause.label(), metrics.stopped(cause))?;
         }
         out.set_item("pageserver_wal_redo_process_stopped_total", stopped)?;
+        let sent = PyDict::new(py);
+        for rmid in 0..=u8::MAX {
+            let count = metrics.sent(rmid);
+            // Those that change pages are there from the start.
+            if count > 0 || rmgr::OF_PAGES.contains(&rmid) {
+                sent.set_item(rmgr::name(rmid), count)?;
+            }
+        }
+        out.set_item("pageserver_wal_redo_process_records_total", sent)?;
         Ok(out)
     }
 }
@@ -63,6 +73,7 @@ impl PyRedoMetrics {
 #[pyclass(name = "RedoPool", frozen, module = "pageserver._core")]
 pub struct PyRedoPool {
     pool: Arc<RedoPool>,
+    mode: RedoMode,
 }
 
 impl PyRedoPool {
@@ -71,21 +82,22 @@ impl PyRedoPool {
     }
 
     /// The pool as the store of one timeline uses it.
-    pub fn for_timeline(&self, hint_bits_logged: bool) -> Arc<dyn RedoProcess> {
-        Arc::new(TimelineRedo::new(Arc::clone(&self.pool), hint_bits_logged))
+    pub fn for_timeline(&self, hint_bits_logged: bool, flavour: Flavour) -> Arc<dyn RedoProcess> {
+        Arc::new(TimelineRedo::new(Arc::clone(&self.pool), hint_bits_logged).with(flavour, self.mode))
     }
 }
 
 #[pymethods]
 impl PyRedoPool {
     #[new]
-    #[pyo3(signature = (*, tenant, timeout_seconds, command, log = None, metrics = None))]
+    #[pyo3(signature = (*, tenant, timeout_seconds, command, log = None, metrics = None, process_only = false))]
     fn new(
         tenant: String,
         timeout_seconds: f64,
         command: Py<PyAny>,
         log: Option<Py<PyAny>>,
         metrics: Option<&PyRedoMetrics>,
+        process_only: bool,
     ) -> PyResult<PyRedoPool> {
         let timeout = seconds(timeout_seconds)?;
         let commands = Box::new(move |major: u8, hint_bits_logged: bool| {
@@ -93,7 +105,8 @@ impl PyRedoPool {
                 .map_err(|error: PyErr| error.to_string())
         });
         let metrics = metrics.map_or_else(Arc::default, |metrics| Arc::clone(&metrics.metrics));
-        Ok(PyRedoPool { pool: Arc::new(RedoPool::new(tenant, timeout, commands, to_python(log), metrics)) })
+        let pool = Arc::new(RedoPool::new(tenant, timeout, commands, to_python(log), metrics));
+        Ok(PyRedoPool { pool, mode: if process_only { RedoMode::ProcessOnly } else { RedoMode::NativeFirst } })
     }
 
     fn is_running(&self, py: Python<'_>) -> bool {
@@ -159,6 +172,7 @@ fn read_command(command: &Bound<'_, PyAny>) -> PyResult<RedoCommand> {
         uid: command.getattr("uid")?.extract()?,
         gid: command.getattr("gid")?.extract()?,
         scratch_template: command.getattr("scratch_template")?.extract::<Option<PathBuf>>()?,
+        knows_neon_records: command.getattr("knows_neon_records")?.extract()?,
     })
 }
 
@@ -207,9 +221,11 @@ fn call_log(log: &Bound<'_, PyAny>, event: &RedoEvent<'_>) -> PyResult<()> {
 }
 
 /// Which of our kinds of error it is: what the caller should do about it.
-fn to_py_error(py: Python<'_>, error: &PoolError) -> PyErr {
+pub fn to_py_error(py: Python<'_>, error: &PoolError) -> PyErr {
     let kind = match error {
-        PoolError::NoCommand { .. } | PoolError::Launch(_) | PoolError::TimedOut => "UnavailableError",
+        PoolError::NoCommand { .. } | PoolError::NotNeon { .. } | PoolError::Launch(_) | PoolError::TimedOut => {
+            "UnavailableError"
+        }
         PoolError::Stopped => "StoppedError",
         PoolError::Failed { .. } => "CorruptDataError",
         _ => "RequestError",

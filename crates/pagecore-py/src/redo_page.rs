@@ -36,7 +36,7 @@ pub fn redo_page<'py>(
         other => return Err(bad_argument(py, &format!("unknown flavour {other:?}"))),
     };
     let context = Context { major: pg_version, flavour, hint_bits_logged };
-    let process = redo.map(|pool| pool.for_timeline(hint_bits_logged));
+    let process = redo.map(|pool| pool.for_timeline(hint_bits_logged, flavour));
     let page = py
         .detach(|| {
             let collect = |(lsn, value): &(u64, PyBackedBytes)| Collected {

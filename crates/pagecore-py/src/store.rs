@@ -252,7 +252,7 @@ impl TimelineStore {
             next_open_layer_at: Lsn(next_open_layer_at),
             ancestor: ancestor.map(|a| Arc::clone(&a.store)),
             ancestor_lsn: Lsn(ancestor_lsn),
-            redo: redo.map(|pool| pool.for_timeline(hint_bits_logged)),
+            redo: redo.map(|pool| pool.for_timeline(hint_bits_logged, flavour)),
             caches: Arc::clone(&caches.caches),
             fetch: download.map(|download| Arc::new(Download(download)) as Arc<dyn LayerFetch>),
         };

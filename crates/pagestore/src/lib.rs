@@ -28,5 +28,5 @@ pub use error::{ReadError, StoreError};
 pub use inmemory::{Entry, InMemoryLayer, WriteBatch};
 pub use layer_file::{Caches, LayerFetch};
 pub use layer_writer::WrittenLayer;
-pub use redo::{RedoProcess, RedoProcessError};
+pub use redo::{RedoMode, RedoProcess, RedoProcessError};
 pub use timeline::{OpenLayerInfo, TimelineConfig, TimelineStore, Writer};

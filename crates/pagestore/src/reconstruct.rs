@@ -2,7 +2,10 @@
 //!
 //! A chain whose records `pagecore::redo` all knows is replayed here; one with a single record that it does not know
 //! goes whole to the redo process. There, records that are not PostgreSQL's own cut the chain into runs, since the
-//! process knows only PostgreSQL's.
+//! process knows only PostgreSQL's. With [`RedoMode::ProcessOnly`] every chain of a relation block that has a PostgreSQL record
+//! goes there.
+
+use std::time::Instant;
 
 use bytes::Bytes;
 use pagecore::key::VM_FORK;
@@ -11,7 +14,7 @@ use pagecore::value::{Record, Value};
 use pagecore::{Flavour, Key, Lsn, BLCKSZ};
 
 use crate::error::StoreError;
-use crate::redo::{RedoProcess, RedoProcessError};
+use crate::redo::{RedoMode, RedoProcess, RedoProcessError};
 
 /// One collected value.
 #[derive(Clone, Debug)]
@@ -81,15 +84,25 @@ pub fn reconstruct(
     check_size(&key, base.as_ref())?;
     let replayed = records.len();
     let last_lsn = records.last().map_or(lsn, |(lsn, _)| *lsn);
-    let page = if records.iter().all(|(_, record)| can_apply(context, record)) {
+    let page = if is_native(context, process, &key, &records) {
         let mut page = base.map_or_else(Vec::new, |(_, bytes)| bytes.to_vec());
-        apply_all(context, key, lsn, &mut page, &records)?;
+        apply_all(context, process, key, lsn, &mut page, &records)?;
         page
     } else {
         let process = process.ok_or_else(|| fail(key, lsn, "timeline has no walredo manager".into()))?;
         in_process_runs(context, process, key, lsn, base, &records)?
     };
     Ok(Page { bytes: Bytes::from(page), lsn: last_lsn, replayed })
+}
+
+/// True if no record of the chain needs the process, or is to be sent there.
+fn is_native(context: &Context, process: Option<&dyn RedoProcess>, key: &Key, records: &[(Lsn, Record<'_>)]) -> bool {
+    let process_only = process.is_some_and(|process| process.mode() == RedoMode::ProcessOnly);
+    let needs_process = |record: &Record<'_>| match record {
+        Record::Postgres { .. } if process_only && key.is_rel_block() => true,
+        record => !can_apply(context, record),
+    };
+    !records.iter().any(|(_, record)| needs_process(record))
 }
 
 fn fail(key: Key, lsn: Lsn, detail: String) -> StoreError {
@@ -115,13 +128,18 @@ fn check_size(key: &Key, base: Option<&(Lsn, Bytes)>) -> Result<(), StoreError> 
 
 fn apply_all(
     context: &Context,
+    process: Option<&dyn RedoProcess>,
     key: Key,
     lsn: Lsn,
     page: &mut Vec<u8>,
     records: &[(Lsn, Record<'_>)],
 ) -> Result<(), StoreError> {
+    let begun = Instant::now();
     for (record_lsn, record) in records {
         apply(context, key, page, *record_lsn, record).map_err(|e| fail(key, lsn, e.to_string()))?;
+    }
+    if let Some(process) = process {
+        process.note_native(begun.elapsed());
     }
     Ok(())
 }
@@ -146,7 +164,7 @@ fn in_process_runs(
         }
         let after = if wal.is_empty() {
             let mut bytes = page.map_or_else(Vec::new, |(_, bytes)| bytes);
-            apply_all(context, key, lsn, &mut bytes, run)?;
+            apply_all(context, Some(process), key, lsn, &mut bytes, run)?;
             bytes
         } else {
             let base = page.as_ref().map(|(lsn, bytes)| (*lsn, &bytes[..]));
@@ -159,4 +177,82 @@ fn in_process_runs(
         page = Some((run_lsn, after));
     }
     page.map(|(_, bytes)| bytes).ok_or_else(|| fail(key, lsn, "invalid WAL redo request with no records".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pagecore::key::SlruKind;
+    use pagecore::RelTag;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use std::time::Duration;
+
+    const STOCK_16: Context = Context { major: 16, flavour: Flavour::Stock, hint_bits_logged: false };
+
+    /// Answers with a page of sevens, and counts.
+    struct Fake {
+        mode: RedoMode,
+        asked: AtomicU64,
+        native: AtomicU64,
+    }
+
+    impl RedoProcess for Fake {
+        fn redo(
+            &self,
+            _: Key,
+            _: Option<(Lsn, &[u8])>,
+            records: &[(Lsn, &[u8])],
+            _: u8,
+        ) -> Result<[u8; BLCKSZ], RedoProcessError> {
+            self.asked.fetch_add(records.len() as u64, Relaxed);
+            Ok([7; BLCKSZ])
+        }
+
+        fn mode(&self) -> RedoMode {
+            self.mode
+        }
+
+        fn note_native(&self, _: Duration) {
+            self.native.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// A full page image of a page without content; rmid 0, info 0xB0 (FPI), image with a hole behind 24 bytes.
+    fn full_page_image(rel: RelTag) -> Vec<u8> {
+        let mut out = vec![0; 24];
+        out[16] = 0xB0;
+        out.extend([0, 0x50, 0, 0, 24, 0, 24, 0, 0x03]);
+        [rel.spcnode, rel.dbnode, rel.relnode, 0].iter().for_each(|field| out.extend(field.to_le_bytes()));
+        out.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 24, 0, 0, 32, 0, 32, 4, 32, 0, 0, 0, 0]);
+        let total = (out.len() as u32).to_le_bytes();
+        out[..4].copy_from_slice(&total);
+        out
+    }
+
+    fn collected(record: Record<'_>) -> Collected {
+        Collected { lsn: Lsn(0x20), is_plain_image: false, bytes: Value::Record(record).encode().into() }
+    }
+
+    #[test]
+    fn with_process_only_every_postgres_record_of_a_relation_goes_to_the_process_and_nothing_else() {
+        let rel = RelTag { spcnode: 1663, dbnode: 5, relnode: 16397, forknum: 0 };
+        let image = full_page_image(rel);
+        let wal = [collected(Record::Postgres { will_init: true, record: (&image[..]).into() })];
+        let map = RelTag { forknum: VM_FORK, ..rel };
+        let clear = Record::ClearVisibilityMapFlags { new_heap_block: Some(0), old_heap_block: None, flags: 3 };
+        let clear = [collected(clear)];
+        let commit = [collected(Record::ClogSetCommitted { xids: vec![1], timestamp: 0 })];
+        let zeros = Some((Lsn(0x10), Bytes::from_static(&[0; BLCKSZ])));
+        for (mode, asked) in [(RedoMode::NativeFirst, 0), (RedoMode::ProcessOnly, 1)] {
+            let fake = Fake { mode, asked: AtomicU64::new(0), native: AtomicU64::new(0) };
+            let make = |key, base, values: &[Collected]| {
+                reconstruct(&STOCK_16, Some(&fake), key, Lsn(0x20), base, values).unwrap()
+            };
+            let page = make(Key::rel_block(rel, 0), None, &wal);
+            assert_eq!((page.bytes[100], page.replayed), (if asked == 1 { 7 } else { 0 }, 1));
+            assert_eq!(make(Key::rel_block(map, 0), zeros.clone(), &clear).bytes[100], 0);
+            assert_eq!(make(Key::slru_block(SlruKind::Clog, 0, 0), zeros.clone(), &commit).bytes[0], 4);
+            assert_eq!((fake.asked.load(Relaxed), fake.native.load(Relaxed)), (asked, 3 - asked));
+        }
+    }
 }

@@ -13,6 +13,7 @@
 //!                                       stderr ──▶ log      watchdog ──▶ SIGKILL at the deadline
 //! ```
 
+mod answer;
 mod for_timeline;
 mod metrics;
 mod pool;
@@ -86,6 +87,8 @@ pub struct RedoCommand {
     pub gid: Option<u32>,
     /// A directory of which every process gets a copy, beside it and owned by `uid`.
     pub scratch_template: Option<PathBuf>,
+    /// It understands heap records in the layouts of Neon's computes; an unmodified PostgreSQL would misread them.
+    pub knows_neon_records: bool,
 }
 
 /// Says how to start a process for a PostgreSQL major version and a source that logs hint bits or not; an error is the reason
@@ -104,6 +107,8 @@ pub enum PoolError {
     RecordLength(usize),
     #[error("there is no WAL redo process for PostgreSQL {major}: {reason}")]
     NoCommand { major: u8, reason: String },
+    #[error("the WAL redo process for PostgreSQL {major} does not know Neon's heap records; HINT: name Neon's postgres in redo_programs")]
+    NotNeon { major: u8 },
     #[error("WAL redo was cancelled: the tenant is shut down")]
     Stopped,
     #[error("WAL redo timed out")]

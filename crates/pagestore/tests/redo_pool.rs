@@ -4,10 +4,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pagecore::{Key, Lsn, RelTag};
+use pagecore::{Flavour, Key, Lsn, RelTag};
 use pagestore::redo_process::{
-    Attempts, PoolError, RedoCommand, RedoEvent, RedoMetrics, RedoPool, RedoRequest, StopCause,
+    Attempts, PoolError, RedoCommand, RedoEvent, RedoMetrics, RedoPool, RedoRequest, StopCause, TimelineRedo,
 };
+use pagestore::{RedoMode, RedoProcess, RedoProcessError};
 
 const RECORD: [u8; 24] = [1; 24];
 const RECORDS: &[(Lsn, &[u8])] = &[(Lsn(0x10), &RECORD)];
@@ -182,4 +183,35 @@ fn a_process_gets_a_copy_of_the_template_that_goes_with_it() {
     drop(pool);
     assert_eq!(std::fs::read_dir(&root).unwrap().count(), 1);
     std::fs::remove_dir_all(root).unwrap();
+}
+
+#[test]
+fn heap_records_of_a_neon_compute_are_not_given_to_a_process_that_would_misread_them() {
+    let record = |rmid: u8| {
+        let mut record = [0; 24];
+        record[17] = rmid;
+        record
+    };
+    let (heap, btree, neon) = (record(10), record(11), record(134));
+    let key = request().key;
+    for (knows_neon_records, heap_works) in [(false, false), (true, true)] {
+        let command = RedoCommand { knows_neon_records, ..shell(OBEDIENT) };
+        let World { pool, metrics, .. } = world_of(LONG, move |_| Ok(command.clone()));
+        let timeline = TimelineRedo::new(Arc::clone(&pool), false).with(Flavour::Neon, RedoMode::ProcessOnly);
+        assert_eq!(timeline.mode(), RedoMode::ProcessOnly);
+        for (major, bytes, works) in
+            [(15, &heap, heap_works), (16, &neon, heap_works), (15, &btree, true), (16, &heap, true)]
+        {
+            let answer = timeline.redo(key, None, &[(Lsn(0x10), bytes)], major);
+            match answer {
+                Ok(_) => assert!(works, "rmid {} of {major}", bytes[17]),
+                Err(RedoProcessError::Unavailable(text)) => {
+                    assert!(!works && text.contains("redo_programs"), "{text}");
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert_eq!(metrics.sent(134), u64::from(heap_works));
+        assert_eq!(metrics.sent(11), 1);
+    }
 }

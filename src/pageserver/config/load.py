@@ -25,6 +25,10 @@ DEFAULT_SETTINGS_TEXT = """\
 listen_pg_addr = '127.0.0.1:64000'
 listen_http_addr = '127.0.0.1:9898'
 
+# 'native-first': the server replays WAL itself, and a PostgreSQL process what it does not know. 'process-only': the
+# process replays everything, slowly.
+# redo = 'native-first'
+
 # Where layers and indices are kept for good. Without this table, this directory is the only copy.
 # [remote_storage]
 # local_path = 'bucket'
@@ -32,6 +36,10 @@ listen_http_addr = '127.0.0.1:9898'
 # Where to find PostgreSQL, by major version (for WAL redo of what the server does not replay itself).
 # [pg_installations]
 # 16 = '/usr/lib/postgresql/16'
+
+# Programs to take for that process, by major version: a postgres that knows --wal-redo, such as Neon's.
+# [redo_programs]
+# 16 = '/opt/neon/v16/bin/postgres'
 """
 
 

@@ -2,6 +2,8 @@
 
 Only what the parts built so far read is acted upon; the other known keys are checked and kept, so that one file serves
 this and Neon's server. Keys of ours: `pg_installations` (a table from major version to an installation's directory),
+`redo` (which engine replays PostgreSQL's records: our own with the redo process for the rest, or the process alone),
+`redo_programs` (a table from major version to a `postgres` that knows `--wal-redo`, such as Neon's),
 `client_page_cache_bytes` (memory for pages as they were answered; default: an eighth of the machine's),
 `open_layer_memory_bytes` (memory for values that are not in a layer file yet; the rest goes to ephemeral files).
 """
@@ -188,6 +190,8 @@ class ServerSettings(_Table):
     max_file_descriptors: Positive = 100
     pg_distrib_dir: str | None = None
     pg_installations: dict[str, str] = {}
+    redo: Literal["native-first", "process-only"] = "native-first"
+    redo_programs: dict[Annotated[str, Field(pattern=r"^1[4-8]$")], str] = {}
     http_auth_type: AuthType = "Trust"
     pg_auth_type: AuthType = "Trust"
     grpc_auth_type: AuthType = "Trust"

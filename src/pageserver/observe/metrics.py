@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pageserver.remote.request_stats import BOUNDS_SECONDS, Histogram, RequestStats
 from pageserver.tenant import TenantManager
@@ -19,10 +20,30 @@ class _Family:
     """Label `__suffix` is no label but the end of the sample's name."""
 
 
+#: Redo (metrics.md 3.7), by name: the label of a family of counters, the help text.
+_REDO: Mapping[str, tuple[str, str]] = {
+    "pageserver_wal_redo_seconds": ("", "Time of replaying a run of WAL records, natively or by a process"),
+    "pageserver_wal_redo_records_histogram": ("", "Records in a request to a WAL redo process"),
+    "pageserver_wal_redo_bytes_histogram": ("", "Bytes of records in a request to a WAL redo process"),
+    "pageserver_replayed_wal_records_total": ("", "Records sent to WAL redo processes"),
+    "pageserver_wal_redo_process_records_total": ("rmgr", "Records sent to WAL redo processes, by resource manager"),
+    "pageserver_wal_redo_process_launch_duration": ("", "Time of starting a WAL redo process"),
+    "pageserver_wal_redo_process_started_total": ("", "WAL redo processes started"),
+    "pageserver_wal_redo_process_stopped_total": ("cause", "WAL redo processes stopped, by cause"),
+    "pageserver_walredo_stderr_logger_tasks_started_total": ("", "Readers of a WAL redo process's errors started"),
+    "pageserver_walredo_stderr_logger_tasks_finished_total": ("", "Readers of a WAL redo process's errors finished"),
+}
+
+
 def render_metrics(
-    manager: TenantManager, ignored_items: Sequence[str], version: str, *, store: RequestStats | None = None
+    manager: TenantManager,
+    ignored_items: Sequence[str],
+    version: str,
+    *,
+    store: RequestStats | None = None,
+    redo: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """Return the exposition text of what is counted so far."""
+    """Return the exposition text of what is counted so far; ``redo`` is what `CoreEngine.redo_counts` returns."""
     families = [
         _Family(
             "libmetrics_build_info", "gauge", "Build/version information", [({"revision": version, "build_tag": ""}, 1)]
@@ -38,7 +59,7 @@ def render_metrics(
         families += _tenant_families(manager)
     if store is not None:
         families += _store_families(store)
-    return "".join(_encode(families)).encode()
+    return "".join([*_encode(families), *_encode_redo(redo or {})]).encode()
 
 
 def _tenant_families(manager: TenantManager) -> list[_Family]:
@@ -114,6 +135,22 @@ def _histogram(labels: dict[str, str], histogram: Histogram) -> Iterable[tuple[d
         yield {"__suffix": "_bucket", **labels, "le": "+Inf" if bound is None else f"{bound:g}"}, below
     yield {"__suffix": "_sum", **labels}, histogram.sum_seconds
     yield {"__suffix": "_count", **labels}, below
+
+
+def _encode_redo(counts: Mapping[str, Any]) -> Iterable[str]:
+    """A count is a number, numbers by a label's value, or a histogram (bounds, cumulative counts, sum)."""
+    for name, count in counts.items():
+        label, text = _REDO[name]
+        if isinstance(count, tuple):
+            bounds, cumulative, total = count
+            yield f"# HELP {name} {text}\n# TYPE {name} histogram\n"
+            for bound, below in zip([*(f"{bound:g}" for bound in bounds), "+Inf"], cumulative, strict=True):
+                yield f'{name}_bucket{{le="{bound}"}} {below}\n'
+            yield f"{name}_sum {total:g}\n{name}_count {cumulative[-1]}\n"
+        else:
+            by_label = count if isinstance(count, dict) else {"": count}
+            samples = [({label: value} if label else {}, float(number)) for value, number in by_label.items()]
+            yield from _encode([_Family(name, "counter", text, samples)])
 
 
 def _encode(families: Iterable[_Family]) -> Iterable[str]:

@@ -13,7 +13,12 @@ the unstripped one is used.
 
 PostgreSQL refuses to run as root. If we are root, template and processes belong to an unprivileged user.
 
-Directories of servers that were killed are found by their lock file and removed when the next server starts.
+Instead of all this another program may be taken that speaks the same protocol, Neon's `postgres --wal-redo`
+(walredo.md 2): the one that ``redo_programs`` names for a major, or the one in ``pg_distrib_dir`` if it answers as
+such. It needs no data directory and locks itself in.
+
+Directories of servers that were killed are found by their lock file, and removed when the next server starts or makes
+its first template.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from typing import IO, Final
 
 from pageserver.errors import UnavailableError
 from pageserver.postgres.control_file import ControlFile
-from pageserver.postgres.installation import Installation, NoInstallationError, find_installation
+from pageserver.postgres.installation import Installation, find_installation
 
 EXTENSION_FOLDER: Final = Path(__file__).parent / "walredo"
 """Where `make build` puts the extension: `walredo-{major}.so` for each major it found headers of."""
@@ -48,6 +53,7 @@ _LOCK: Final = "server.lock"
 _INITDB_TIMEOUT_SECONDS: Final = 120.0
 _PING_TIMEOUT_SECONDS: Final = 20.0
 _PAGE_SIZE: Final = 8192
+_PING: Final = b"H\0\0\0\4"
 
 #: Settings of every process. Nothing is ever flushed, nobody connects, and few buffers suffice: a record has 33 blocks.
 _SETTINGS: Final[Mapping[str, str]] = {
@@ -96,6 +102,8 @@ class RedoCommand:
     uid: int | None
     gid: int | None
     scratch_template: Path | None
+    knows_neon_records: bool = False
+    """Heap records in the layouts of Neon's computes (walredo.md 8.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,7 @@ class RedoScratch:
         *,
         pg_installations: Mapping[str, str],
         pg_distrib_dir: str | None = None,
+        redo_programs: Mapping[str, str] | None = None,
         extension_folder: Path = EXTENSION_FOLDER,
         fallback_root: Path | None = None,
         user: str | None = None,
@@ -137,6 +146,7 @@ class RedoScratch:
         """
         self._pg_installations = dict(pg_installations)
         self._pg_distrib_dir = pg_distrib_dir
+        self._redo_programs = dict(redo_programs or {})
         self._extension_folder = extension_folder
         self._fallback_root = fallback_root
         self._user = user
@@ -144,44 +154,32 @@ class RedoScratch:
         self._root: Path | None = None
         self._root_lock: IO[str] | None = None
         self._templates: dict[int, tuple[Installation, Path]] = {}
+        self._others: dict[int, RedoCommand | None] = {}
         self._closed = False
 
     def command(self, major: int, hint_bits_logged: bool) -> RedoCommand:
         """Return how to start processes for ``major``, making the template if this is the first call for it.
 
         ``hint_bits_logged``: the source has data checksums or wal_log_hints, so HEAP2_VISIBLE sets the heap page's LSN.
-        Raises: NoInstallationError, RedoUnavailableError.
+        Raises: RedoUnavailableError.
         """
         identity = Identity.unprivileged(self._user)
         with self._lock:
             if self._closed:
                 raise RedoUnavailableError(major, "the server is shutting down")
+            if major not in self._others:
+                self._others[major] = self._find_other(major, identity)
+            if (other := self._others[major]) is not None:
+                return other
             if major not in self._templates:
                 self._templates[major] = self._make(major, identity)
             installation, template = self._templates[major]
         return _command(installation, template, identity, hint_bits_logged=hint_bits_logged)
 
-    def neon_command(self, major: int) -> RedoCommand:
-        """Return how to start Neon's own `postgres --wal-redo` (walredo.md 2); it needs ``pg_distrib_dir``.
-
-        Raises: NoInstallationError.
-        """
-        installation = find_installation(major, pg_installations={}, pg_distrib_dir=self._pg_distrib_dir)
-        if not installation.is_neon_layout:
-            raise NoInstallationError(major, f"pg_distrib_dir has no v{major}")
-        library = str(installation.folder / "lib")
-        return RedoCommand(
-            argv=(str(installation.postgres), "--wal-redo", "--tenant-shard-id", "{tenant}"),
-            env={
-                "LD_LIBRARY_PATH": library,
-                "DYLD_LIBRARY_PATH": library,
-                "ASAN_OPTIONS": "",
-                "UBSAN_OPTIONS": "",
-            },
-            uid=None,
-            gid=None,
-            scratch_template=None,
-        )
+    def remove_leftovers(self) -> None:
+        """Remove what servers left behind that were killed."""
+        for parent in {_SHARED_MEMORY, self._fallback_root or Path(tempfile.gettempdir())}:
+            _remove_abandoned(parent)
 
     def close(self) -> None:
         """Remove everything. The processes must have been stopped."""
@@ -192,6 +190,25 @@ class RedoScratch:
                 shutil.rmtree(self._root, ignore_errors=True)
             if self._root_lock is not None:
                 self._root_lock.close()
+
+    def _find_other(self, major: int, identity: Identity) -> RedoCommand | None:
+        """Return the command of a program with a redo mode of its own; None if there is none for ``major``.
+
+        Raises: RedoUnavailableError for a program that is named in the settings but cannot be run.
+        """
+        named = self._redo_programs.get(str(major))
+        if named is not None:
+            if not os.access(named, os.X_OK):
+                raise RedoUnavailableError(major, f"redo_programs names {named}, which is not a program")
+            return _other_command(Path(named), identity)
+        if str(major) in self._pg_installations or self._pg_distrib_dir is None:
+            return None
+        program = Path(self._pg_distrib_dir) / f"v{major}" / "bin" / "postgres"
+        if not program.exists():
+            return None
+        # An unmodified server may be laid out like Neon's; it refuses the option.
+        command = _other_command(program, identity)
+        return command if _answers_ping(command) else None
 
     def _make(self, major: int, identity: Identity) -> tuple[Installation, Path]:
         installation = find_installation(
@@ -216,12 +233,17 @@ class RedoScratch:
         if self._root is None:
             parent = _choose_parent(self._fallback_root)
             _remove_abandoned(parent)
-            root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            # The unprivileged user must be able to pass, not to look around.
-            root.chmod(0o711)
-            self._root_lock = open(root / _LOCK, "w")  # noqa: SIM115 (held as long as the server lives)
-            fcntl.flock(self._root_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._root = root
+            while self._root is None:
+                root = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+                # The unprivileged user must be able to pass, not to look around.
+                root.chmod(0o711)
+                lock = open(root / _LOCK, "w")  # noqa: SIM115 (held as long as the server lives)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if (root / _LOCK).exists():
+                    self._root, self._root_lock = root, lock
+                else:
+                    # Another server has started right now, and took the directory for an abandoned one.
+                    lock.close()
         return self._root
 
 
@@ -338,11 +360,47 @@ def _command(installation: Installation, template: Path, identity: Identity, *, 
     )
 
 
+def _other_command(program: Path, identity: Identity) -> RedoCommand:
+    """Return how to start a program with Neon's `--wal-redo`: arguments and environment of walredo.md 2."""
+    library = str(program.parent.parent / "lib")
+    return RedoCommand(
+        argv=(str(program), "--wal-redo", "--tenant-shard-id", "{tenant}"),
+        env={
+            "LD_LIBRARY_PATH": library,
+            "DYLD_LIBRARY_PATH": library,
+            "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", ""),
+            "UBSAN_OPTIONS": os.environ.get("UBSAN_OPTIONS", ""),
+        },
+        uid=identity.uid,
+        gid=identity.gid,
+        scratch_template=None,
+        knows_neon_records=True,
+    )
+
+
+def _answers_ping(command: RedoCommand) -> bool:
+    """Say whether a program that needs no data directory answers a ping with a page of zeros."""
+    try:
+        done = subprocess.run(
+            command.argv,
+            input=_PING,
+            capture_output=True,
+            timeout=_PING_TIMEOUT_SECONDS,
+            env=dict(command.env),
+            user=command.uid,
+            group=command.gid,
+            extra_groups=None if command.uid is None else [],
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and done.stdout == bytes(_PAGE_SIZE)
+
+
 def _ping(installation: Installation, folder: Path, identity: Identity) -> None:
     """Start a process right in ``folder`` and ask it for a page of zeros. Raises: RedoUnavailableError."""
     command = _command(installation, folder, identity, hint_bits_logged=False)
     argv = [word.replace("{scratch}", str(folder)) for word in command.argv]
-    done = _run_process(installation, argv, identity, b"H\0\0\0\4", _PING_TIMEOUT_SECONDS)
+    done = _run_process(installation, argv, identity, _PING, _PING_TIMEOUT_SECONDS)
     if done.returncode != 0 or done.stdout != bytes(_PAGE_SIZE):
         text = done.stderr.decode(errors="replace").strip().replace("\n", " / ")
         raise RedoUnavailableError(installation.major, f"it does not answer: {text[-500:] or done.returncode}")

@@ -30,8 +30,17 @@ class CoreEngine:
             page_cache_bytes=client_page_cache_bytes(settings),
             value_memory_bytes=open_layer_memory_bytes(settings),
         )
-        self._scratch = RedoScratch(pg_installations=settings.pg_installations, pg_distrib_dir=settings.pg_distrib_dir)
+        self._process_only = settings.redo == "process-only"
+        self._scratch = RedoScratch(
+            pg_installations=settings.pg_installations,
+            pg_distrib_dir=settings.pg_distrib_dir,
+            redo_programs=settings.redo_programs,
+        )
         self._redo_metrics = _core.RedoMetrics()
+
+    def remove_leftovers(self) -> None:
+        """Remove the redo processes' directories of servers that were killed; blocking."""
+        self._scratch.remove_leftovers()
 
     def open_store(self, parameters: StoreParameters) -> TimelineStore:
         return _core.TimelineStore(
@@ -73,7 +82,12 @@ class CoreEngine:
             command=self._scratch.command,
             log=note,
             metrics=self._redo_metrics,
+            process_only=self._process_only,
         )
+
+    def redo_counts(self) -> Mapping[str, Any]:
+        """Return what is counted about redo, by the names of metrics.md (see ``_core.RedoMetrics.snapshot``)."""
+        return self._redo_metrics.snapshot()
 
     def close(self) -> None:
         """Remove the redo templates."""

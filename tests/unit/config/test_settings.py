@@ -44,6 +44,16 @@ def test_overrides_win_and_reach_into_tables(tmp_path: Path) -> None:
     assert config.ignored_items == ()
 
 
+def test_the_engine_of_redo_can_be_chosen(tmp_path: Path) -> None:
+    workdir = write(tmp_path, "redo = 'process-only'\n[redo_programs]\n16 = '/opt/neon/bin/postgres'\n")
+    settings = read_config(workdir).settings
+    assert (settings.redo, settings.redo_programs) == ("process-only", {"16": "/opt/neon/bin/postgres"})
+    assert read_config(workdir, ["redo='native-first'"]).settings.redo == "native-first"
+    for override in ("redo='process'", "redo_programs.13='/x'"):
+        with pytest.raises(InvalidSettingError, match=override.split("=")[0].split(".")[0]):
+            read_config(workdir, [override])
+
+
 def test_an_unquoted_text_override_is_explained(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettingError, match="quotes"):
         read_config(write(tmp_path, ""), ["listen_http_addr=0.0.0.0:1"])

@@ -52,6 +52,9 @@ pub mod rmgr {
     pub const LOGICALMSG: u8 = 21;
     pub const NEON: u8 = 134;
 
+    /// The built-in resource managers whose records change pages of relations.
+    pub const OF_PAGES: [u8; 11] = [XLOG, HEAP2, HEAP, BTREE, HASH, GIN, GIST, SEQ, SPGIST, BRIN, GENERIC];
+
     pub use super::names::rmgr_name as name;
 }
 

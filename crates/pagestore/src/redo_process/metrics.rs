@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use pagecore::Lsn;
+
 /// Why a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopCause {
@@ -90,6 +92,8 @@ pub struct RedoMetrics {
     pub stderr_tasks_started: AtomicU64,
     pub stderr_tasks_finished: AtomicU64,
     stopped: [AtomicU64; 3],
+    /// Records sent to processes, by resource manager.
+    sent: [AtomicU64; 256],
 }
 
 impl Default for RedoMetrics {
@@ -104,6 +108,7 @@ impl Default for RedoMetrics {
             stderr_tasks_started: AtomicU64::new(0),
             stderr_tasks_finished: AtomicU64::new(0),
             stopped: Default::default(),
+            sent: [const { AtomicU64::new(0) }; 256],
         }
     }
 }
@@ -111,6 +116,11 @@ impl Default for RedoMetrics {
 impl RedoMetrics {
     pub fn stopped(&self, cause: StopCause) -> u64 {
         self.stopped[cause as usize].load(Relaxed)
+    }
+
+    /// Records of a resource manager that were sent to processes.
+    pub fn sent(&self, rmid: u8) -> u64 {
+        self.sent[usize::from(rmid)].load(Relaxed)
     }
 
     /// Processes that are alive; tests look for leaks here.
@@ -123,11 +133,19 @@ impl RedoMetrics {
         self.stopped[cause as usize].fetch_add(1, Relaxed);
     }
 
-    pub(super) fn observe_run(&self, records: usize, bytes: usize, took: Duration) {
+    /// One attempt to have a process replay `records`.
+    pub(super) fn observe_run(&self, records: &[(Lsn, &[u8])], took: Duration) {
+        let mut bytes = 0;
+        for (_, record) in records {
+            bytes += record.len();
+            if let Some(rmid) = record.get(17) {
+                self.sent[usize::from(*rmid)].fetch_add(1, Relaxed);
+            }
+        }
         self.redo_seconds.observe(took.as_secs_f64());
-        self.records.observe(records as f64);
+        self.records.observe(records.len() as f64);
         self.bytes.observe(bytes as f64);
-        self.replayed_records.fetch_add(records as u64, Relaxed);
+        self.replayed_records.fetch_add(records.len() as u64, Relaxed);
     }
 }
 

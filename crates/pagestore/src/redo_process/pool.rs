@@ -13,7 +13,7 @@ use pagecore::Lsn;
 
 use super::metrics::{RedoMetrics, StopCause};
 use super::process::Process;
-use super::{wire, Attempts, CommandSource, PoolError, RedoEvent, RedoLog, RedoRequest};
+use super::{answer, wire, Attempts, CommandSource, PoolError, RedoCommand, RedoEvent, RedoLog, RedoRequest};
 
 /// Which process can serve a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,13 +69,10 @@ impl RedoPool {
     pub fn redo(&self, request: &RedoRequest<'_>, attempts: Attempts) -> Result<Bytes, PoolError> {
         let message = wire::encode(request)?;
         let kind = Kind { major: request.major, hint_bits_logged: request.hint_bits_logged };
-        let begun = Instant::now();
         let mut tries = 1;
         loop {
-            match self.try_once(kind, &message) {
+            match self.try_once(kind, request, &message) {
                 Ok(page) => {
-                    let bytes = request.records.iter().map(|(_, record)| record.len()).sum();
-                    self.metrics.observe_run(request.records.len(), bytes, begun.elapsed());
                     if tries > 1 {
                         (self.log)(RedoEvent::Recovered { tries });
                     }
@@ -137,6 +134,15 @@ impl RedoPool {
         drop(starting);
     }
 
+    /// True if the processes of this kind understand heap records in the layouts of Neon's computes.
+    pub fn knows_neon_records(&self, major: u8, hint_bits_logged: bool) -> Result<bool, PoolError> {
+        let kind = Kind { major, hint_bits_logged };
+        if let Some(process) = self.current(kind)? {
+            return Ok(process.knows_neon_records());
+        }
+        self.command(kind).map(|command| command.knows_neon_records)
+    }
+
     pub fn metrics(&self) -> &Arc<RedoMetrics> {
         &self.metrics
     }
@@ -154,8 +160,7 @@ impl RedoPool {
         if let Some(process) = self.current(kind)? {
             return Ok(process);
         }
-        let no_command = |reason| PoolError::NoCommand { major: kind.major, reason };
-        let command = (self.commands)(kind.major, kind.hint_bits_logged).map_err(no_command)?;
+        let command = self.command(kind)?;
         let name = format!("redo-{}-{}", self.tenant, SCRATCH_NUMBER.fetch_add(1, Relaxed));
         let begun = Instant::now();
         let process = Process::start(&command, &self.tenant, &name, self.timeout, &self.log, &self.metrics)?;
@@ -172,6 +177,11 @@ impl RedoPool {
         state.all.push(Arc::downgrade(&process));
         state.current.insert(kind, Arc::clone(&process));
         Ok(process)
+    }
+
+    fn command(&self, kind: Kind) -> Result<RedoCommand, PoolError> {
+        let no_command = |reason| PoolError::NoCommand { major: kind.major, reason };
+        (self.commands)(kind.major, kind.hint_bits_logged).map_err(no_command)
     }
 
     fn current(&self, kind: Kind) -> Result<Option<Arc<Process>>, PoolError> {
@@ -191,9 +201,19 @@ impl RedoPool {
         }
     }
 
-    fn try_once(&self, kind: Kind, message: &[u8]) -> Result<Bytes, PoolError> {
+    fn try_once(&self, kind: Kind, request: &RedoRequest<'_>, message: &[u8]) -> Result<Bytes, PoolError> {
         let process = self.process(kind)?;
-        process.exchange(message, self.timeout).map_err(|error| {
+        let begun = Instant::now();
+        let result = process.exchange(message, self.timeout).and_then(|page| match answer::check(request, &page) {
+            Ok(()) => Ok(page),
+            Err(detail) => {
+                // Its answers may be out of step with the requests; nothing more of it can be believed.
+                process.stop(StopCause::WalRedoProcessDrop);
+                Err(PoolError::Failed { pid: process.pid(), detail })
+            }
+        });
+        self.metrics.observe_run(request.records, begun.elapsed());
+        result.map_err(|error| {
             self.discard(kind, &process);
             if self.lock().stopped {
                 PoolError::Stopped

@@ -35,6 +35,7 @@ const HELPER_STACK: usize = 256 * 1024;
 
 pub(super) struct Process {
     pid: u32,
+    knows_neon_records: bool,
     requests: Mutex<Requests>,
     answers: Mutex<Answers>,
     shared: Arc<Shared>,
@@ -109,6 +110,7 @@ impl Process {
                     .map_err(|error| launch("copying the scratch directory", error))?,
             ),
         };
+        let knows_neon_records = command.knows_neon_records;
         let command = prepare(command, tenant, scratch.as_ref())?;
         let shared = Arc::new(Shared {
             child: Mutex::new(None),
@@ -137,6 +139,7 @@ impl Process {
         };
         let mut process = Process {
             pid,
+            knows_neon_records,
             requests: Mutex::new(Requests { pipe: stdin, next: 0, poisoned: false }),
             answers: Mutex::new(Answers { pipe: stdout, first: 0, queue: VecDeque::new(), poisoned: false }),
             shared,
@@ -159,6 +162,10 @@ impl Process {
 
     pub(super) fn pid(&self) -> u32 {
         self.pid
+    }
+
+    pub(super) fn knows_neon_records(&self) -> bool {
+        self.knows_neon_records
     }
 
     /// Sends one encoded request and returns its answer. After an error the process is dead and this handle useless.
