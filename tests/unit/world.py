@@ -310,13 +310,14 @@ class World:
         storage: LocalStore | None = None,
         way_in: FakeWayIn | None = None,
         engine: Engine | None = None,
+        log: Any = None,
         **settings: Any,
     ) -> World:
         """Start in `workdir`, over what an earlier world left there. With `bucket`, layers are stored there as well."""
         engine, pages, way_in = engine or FakeEngine(), FakePages(), way_in or FakeWayIn()
         storage = storage or LocalStore(bucket or workdir / "local-storage")
         number = next(_instances)
-        clock, log = SystemClock(), structlog.get_logger()
+        clock, log = SystemClock(), log or structlog.get_logger()
         claim = GenerationClaim(1234, f"instance {number}", "host", datetime.now(UTC).isoformat())
         generations = BucketGenerations(storage, claim, clock=clock, log=log)
         deletions = DeletionQueue(workdir, storage=storage, validator=generations, clock=clock, log=log)

@@ -99,6 +99,19 @@ def branch(session: Session, tenant: str | None, ancestor: str, lsn: str | None,
 @timeline.command()
 @tenant_option
 @click.argument("timeline_id")
+@click.option("--horizon", type=click.IntRange(min=0), help="Bytes of WAL to keep instead of the tenant's gc_horizon.")
+@click.pass_obj
+def gc(session: Session, tenant: str | None, timeline_id: str, horizon: int | None) -> None:
+    """Remove versions that nobody can read any more (tenants with the repository rocksdb)."""
+    report = session.client.put(f"{session.timeline_path(tenant, timeline_id)}/do_gc", {"gc_horizon": horizon})
+    columns = ("readable from", "versions", "removed")
+    row = (report["cutoff_lsn"], str(report["versions_total"]), str(report["versions_removed"]))
+    show(session, report, lambda: make_table(columns, [row]))
+
+
+@timeline.command()
+@tenant_option
+@click.argument("timeline_id")
 @click.confirmation_option(prompt="Delete this timeline for good?")
 @click.pass_obj
 def delete(session: Session, tenant: str | None, timeline_id: str) -> None:

@@ -27,6 +27,12 @@ class SecondaryConf(_Body):
     warm: bool
 
 
+class GcBody(_Body):
+    """`PUT do_gc`."""
+
+    gc_horizon: Annotated[int, Field(ge=0, lt=1 << 64)] | None = None
+
+
 class LocationConfigBody(BaseModel):
     """`PUT location_config`: an unknown key at the top level is an error, inside `tenant_conf` it is kept and
     ignored.

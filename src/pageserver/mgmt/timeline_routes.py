@@ -27,7 +27,7 @@ from pageserver.keyspace.time_search import (
 from pageserver.lsn import Lsn
 from pageserver.mgmt.app import context_of
 from pageserver.mgmt.errors import ApiError, bad_request, not_built
-from pageserver.mgmt.models import TimelineCreateBody
+from pageserver.mgmt.models import GcBody, TimelineCreateBody
 from pageserver.mgmt.requests import (
     model_body,
     parse_lsn,
@@ -169,6 +169,28 @@ async def checkpoint(request: Request) -> Response:
     else:
         await timeline.roll()
     return JSONResponse(None)
+
+
+@router.put(ONE + "/do_gc")
+async def do_gc(request: Request) -> Response:
+    """Collect garbage now, with the tenant's horizon or the given one. Layered repositories cannot do it yet."""
+    tenant, timeline = await _timeline(request)
+    if not tenant.garbage.removes_versions:
+        raise not_built("garbage collection of layers")
+    body = await model_body(request, GcBody)
+    started = asyncio.get_running_loop().time()
+    report = await tenant.garbage.collect(timeline, gc_horizon=body.gc_horizon)
+    elapsed = asyncio.get_running_loop().time() - started
+    names = ("total", "needed_by_cutoff", "needed_by_pitr", "needed_by_branches", "needed_by_leases", "not_updated")
+    return JSONResponse(
+        {
+            **{f"layers_{name}": 0 for name in (*names, "removed")},
+            "elapsed": round(elapsed * 1000),
+            "cutoff_lsn": str(Lsn(report.cutoff_lsn)),
+            "versions_total": report.versions_seen,
+            "versions_removed": report.versions_removed,
+        }
+    )
 
 
 @router.get(ONE + "/layer")

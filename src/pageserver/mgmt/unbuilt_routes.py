@@ -50,7 +50,6 @@ UNBUILT: list[tuple[str, str]] = [
     ("PUT", _TIMELINE + "/detach_ancestor"),
     ("POST", _TIMELINE + "/preserve_initdb_archive"),
     ("POST", _TIMELINE + "/lsn_lease"),
-    ("PUT", _TIMELINE + "/do_gc"),
     ("PUT", _TIMELINE + "/compact"),
     ("GET", _TIMELINE + "/compact"),
     ("DELETE", _TIMELINE + "/compact"),

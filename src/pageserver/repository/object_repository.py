@@ -51,8 +51,13 @@ class ObjectRepository:
             if self._is_closed:
                 raise StoppedError("the repository is closed")
             if self._store is None:
-                self._store = self._open_store()
-                self._records = {record.timeline_id: record for record in self._store.records()}
+                store = self._open_store()
+                try:
+                    self._records = {record.timeline_id: record for record in store.records()}
+                except BaseException:
+                    store.close()
+                    raise
+                self._store = store
 
     @property
     def timeline_ids(self) -> set[bytes]:

@@ -90,7 +90,9 @@ class ObjectStore(Protocol):
     """A store of objects, open. Safe for many threads. Raises as `ObjectView` does."""
 
     def view(self) -> AbstractContextManager[ObjectView]:
-        """Look at one moment; to be left before the store is closed."""
+        """Look at one moment, from one thread; to be left before the store is closed. Of its listings, each ends the
+        one before.
+        """
         ...
 
     def write(self, changes: Changes) -> None:

@@ -17,7 +17,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from rocksdict import DbClosedError, Options, Rdict, RdictIter, Snapshot, WriteBatch
+from rocksdict import DbClosedError, Options, Rdict, RdictIter, WriteBatch
 
 from pageserver.errors import CorruptDataError, StoppedError, UnavailableError
 from pageserver.repository.object_store import MAX_LSN, Changes, TimelineRecord
@@ -32,15 +32,17 @@ _WRITE_BUFFER_BYTES = 16 << 20
 
 
 class RocksView:
-    """A snapshot of the database. Iterators live only inside of its methods: a forgotten one would keep the database
-    locked.
+    """One moment of the database, for one thread: all reads go through one iterator, which sees what was there when it
+    was made. (A snapshot of the library would be the usual way, but its iterators see later writes: rocksdict 0.3.29.)
+
+    Nothing keeps the iterator once the view is closed: a forgotten one would keep the database locked.
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot: Snapshot | None = snapshot
+    def __init__(self, iterator: RdictIter) -> None:
+        self._iterator: RdictIter | None = iterator
 
     def close(self) -> None:
-        self._snapshot = None
+        self._iterator = None
 
     def versions(self, timeline_id: bytes, key: bytes, max_lsn: int) -> Iterator[tuple[int, bytes]]:
         prefix = b"v" + timeline_id + key
@@ -57,16 +59,31 @@ class RocksView:
                 return
             yield key, _lsn_of(name), value
 
+    def with_prefix(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield names and values of everything whose name begins so."""
+        for name, value in self._walk(prefix):
+            if not name.startswith(prefix):
+                return
+            yield name, value
+
     def _walk(self, start: bytes) -> Iterator[tuple[bytes, bytes]]:
-        assert self._snapshot is not None, "the view was closed"
-        iterator = self._snapshot.iter()
-        try:
-            found = _first(iterator, start)
-            while found is not None:
-                yield found
-                found = _next(iterator)
-        finally:
-            del iterator
+        """Yield what is at and behind a name. Another walk over the same view ends this one."""
+        found = self._step(start)
+        while found is not None:
+            yield found
+            found = self._step(None)
+
+    def _step(self, start: bytes | None) -> tuple[bytes, bytes] | None:
+        assert self._iterator is not None, "the view was closed"
+        with _told():
+            if start is None:
+                self._iterator.next()
+            else:
+                self._iterator.seek(start)
+            if self._iterator.valid():
+                return self._iterator.key(), self._iterator.value()
+            self._iterator.status()
+            return None
 
 
 class RocksObjectStore:
@@ -93,7 +110,7 @@ class RocksObjectStore:
     @contextlib.contextmanager
     def view(self) -> Iterator[RocksView]:
         with _told():
-            view = RocksView(self._database.snapshot())
+            view = RocksView(self._database.iter())
         try:
             yield view
         finally:
@@ -120,11 +137,11 @@ class RocksObjectStore:
 
     def records(self) -> list[TimelineRecord]:
         with self.view() as view:
-            return [TimelineRecord.decode(value) for _, value in self._with_prefix(view, b"t")]
+            return [TimelineRecord.decode(value) for _, value in view.with_prefix(b"t")]
 
     def unfinished(self, timeline_id: bytes) -> list[tuple[bytes, int]]:
         with self.view() as view:
-            names = [name for name, _ in self._with_prefix(view, b"u" + timeline_id)]
+            names = [name for name, _ in view.with_prefix(b"u" + timeline_id)]
         return [(name[1 + _ID_SIZE : -_LSN_SIZE], _lsn_of(name)) for name in names]
 
     def drop_timeline(self, timeline_id: bytes) -> None:
@@ -158,13 +175,6 @@ class RocksObjectStore:
                 path=str(self.directory),
             )
 
-    @staticmethod
-    def _with_prefix(view: RocksView, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-        for name, value in view._walk(prefix):
-            if not name.startswith(prefix):
-                return
-            yield name, value
-
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
@@ -178,25 +188,6 @@ def _told() -> Iterator[None]:
         if text.startswith("Corruption"):
             raise CorruptDataError(f"rocksdb: {text}") from error
         raise UnavailableError(f"rocksdb: {text}") from error
-
-
-def _first(iterator: RdictIter, start: bytes) -> tuple[bytes, bytes] | None:
-    with _told():
-        iterator.seek(start)
-        return _current(iterator)
-
-
-def _next(iterator: RdictIter) -> tuple[bytes, bytes] | None:
-    with _told():
-        iterator.next()
-        return _current(iterator)
-
-
-def _current(iterator: RdictIter) -> tuple[bytes, bytes] | None:
-    if iterator.valid():
-        return iterator.key(), iterator.value()
-    iterator.status()
-    return None
 
 
 def _object_name(timeline_id: bytes, key: bytes, lsn: int) -> bytes:

@@ -43,6 +43,7 @@ from pageserver.tenant.creation import (
     is_repeat,
 )
 from pageserver.tenant.deletion import check_may_delete, delete_timeline_objects, mark_deleted
+from pageserver.tenant.garbage import GarbageCollector
 from pageserver.tenant.loading import load_timelines
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig
 from pageserver.tenant.opening import TimelineOpener
@@ -123,6 +124,15 @@ class Tenant:
         self._creating: set[TimelineId] = set()
         self._deleting: set[TimelineId] = set()
         self._gc_and_branches = asyncio.Lock()
+        self.garbage = GarbageCollector(
+            self._repository,
+            timelines=self.open_timelines,
+            settings=self.settings,
+            may_delete=self._may_delete,
+            exclusion=self._gc_and_branches,
+            clock=resources.clock,
+            log=self._log,
+        )
         self._state_changed = asyncio.Event()
 
     # Lifecycle
@@ -201,6 +211,10 @@ class Tenant:
                 offloaded_timelines=tuple(self.offloaded.values()), stripe_size=self.location.shard.stripe_size
             )
         )
+
+    def _may_delete(self) -> bool:
+        mode = self.location.mode
+        return isinstance(mode, Attached) and mode.mode is AttachMode.SINGLE
 
     # Looking
 
@@ -373,6 +387,8 @@ class Tenant:
         self._become(TenantState(TenantStatus.ACTIVE))
         for timeline in self.open_timelines():
             self._start_source(timeline)
+        if self.garbage.removes_versions:
+            self._tasks.spawn(self.garbage.run(), name=f"garbage of {self.shard}", on_failure=self.garbage.ended)
 
     async def _load(self) -> None:
         check_repository(
