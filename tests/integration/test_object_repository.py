@@ -109,6 +109,20 @@ def test_what_cannot_be_had_is_refused(imported: PageServerProcess) -> None:
     assert imported.api("GET", PATH)["state"] == "Active"
 
 
+def test_garbage_collection_leaves_the_newest_versions(imported: PageServerProcess) -> None:
+    """Goal: space comes back, answers stay. Method: collect all that is older than the end; the end is as in layers."""
+    pitr = {"tenant_id": TENANT, "pitr_interval": "0s"}
+    imported.api("PATCH", "/v1/tenant/config", pitr)
+    report = imported.pagectl("timeline", "gc", TIMELINE, "--tenant", TENANT, "--horizon", "0")
+    assert report["cutoff_lsn"] == END
+    assert 0 < report["versions_removed"] < report["versions_total"]
+    assert ask(imported, f"{PATH}/data_directory?lsn=0/3000060")[0] == 400
+    assert digests(imported, PATH, END) == digests(imported, LAYERED_PATH, END)
+    assert ask(imported, PATH)[1]["min_readable_lsn"] == END
+    with httpx.Client(base_url=imported.url, timeout=60) as client:
+        assert client.put(f"{LAYERED_PATH}/do_gc", json={}).status_code == 501
+
+
 def test_a_server_with_remote_storage_refuses_the_repository(server_dir: Path) -> None:
     remote = {"remote_storage": f"{{local_path='{server_dir / 'bucket'}'}}"}
     (server_dir / "bucket").mkdir()

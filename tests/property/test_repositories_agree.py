@@ -19,7 +19,7 @@ from pageserver.keyspace.key import AUX_FILE_RANGE, Key, RelTag
 from pageserver.lsn import Lsn
 from tests.property.repository_world import DATABASE, ROOT, Dictionary, Item, Server
 
-EXAMPLES, STEPS = 55, 200
+EXAMPLES, STEPS = 75, 200
 STEPS_WANTED = 10_000
 TIMELINES_MAX = 6
 STEPS_BETWEEN_STARTS = 25
