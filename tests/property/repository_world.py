@@ -236,9 +236,7 @@ class Server:
         assert all(each.state.status is TimelineStatus.ACTIVE for each in self.tenant.timelines.values())
 
     async def _stop(self, *, flush: bool) -> None:
-        for tenant in self.world.manager.attached():
-            await tenant.shut_down(flush=flush)
-        await self.world.manager.shut_down()
+        await (self.world.stop() if flush else self.world.kill())
         assert self._engine is not None
         self._engine.close()
         self._world = self._engine = None
