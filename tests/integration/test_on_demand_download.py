@@ -50,12 +50,12 @@ def test_a_page_is_served_from_an_empty_disk_after_fetching_only_what_it_needs(
         second.pagectl("tenant", "create", tenant["id"])
         layers = second.api("GET", f"{path}/layer")["historic_layers"]
         assert len(layers) > ROUNDS
-        assert downloaded(second) == 0
+        assert second.metric(DOWNLOADED) == 0
         assert get_page(second, path, Key.relation_block(relation, 0), lsn) == page
-        needed = downloaded(second)
+        needed = second.metric(DOWNLOADED)
         assert 0 < needed < len(layers)
         assert get_page(second, path, Key.relation_block(relation, 0), lsn) == page
-        assert downloaded(second) == needed
+        assert second.metric(DOWNLOADED) == needed
 
         # A layer that is gone from the bucket is an error that names it; the rest of the timeline goes on.
         for lost in (server_dir / "bucket").rglob("*__*"):
@@ -83,9 +83,3 @@ def get_page(server: PageServerProcess, path: str, key: Key, lsn: str) -> bytes:
     answer = httpx.get(f"{server.url}{path}/getpage", params={"key": str(key), "lsn": lsn}, headers=accept, timeout=60)
     answer.raise_for_status()
     return answer.content
-
-
-def downloaded(server: PageServerProcess) -> int:
-    text = httpx.get(f"{server.url}/metrics", timeout=60).text
-    (line,) = (line for line in text.splitlines() if line.startswith(f"{DOWNLOADED} "))
-    return int(line.split()[1])
