@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pageserver.mgmt.app import context_of
-from pageserver.mgmt.requests import tenant_shard_id
+from pageserver.mgmt.requests import query_flag, tenant_shard_id
 from pageserver.tenant import Tenant
 
 router = APIRouter()
@@ -41,6 +41,15 @@ async def list_locations(request: Request) -> Response:
 async def get_location(request: Request) -> Response:
     location = context_of(request).manager.location(tenant_shard_id(request))
     return JSONResponse(None if location is None else location.to_api())
+
+
+@router.put("/v1/deletion_queue/flush")
+async def flush_deletion_queue(request: Request) -> Response:
+    """Return once pending deletions lie in lists on disk, or with `execute` once they are validated and done."""
+    execute = query_flag(request, "execute", default=False)
+    deletions = context_of(request).manager.deletions
+    await (deletions.flush_execute() if execute else deletions.flush())
+    return JSONResponse(None)
 
 
 def tenant_info(tenant: Tenant, *, with_size: bool = False) -> dict[str, Any]:

@@ -80,6 +80,13 @@ async def put_location_config(request: Request) -> Response:
     )
 
 
+@router.post("/v1/tenant/{tenant_shard_id}/heatmap_upload")
+async def upload_heatmap(request: Request) -> Response:
+    manager = context_of(request).manager
+    await manager.heatmaps.upload(manager.get(tenant_shard_id(request)), only_if_changed=False)
+    return JSONResponse(None)
+
+
 @router.get("/v1/tenant/{tenant_shard_id}/config")
 async def get_config(request: Request) -> Response:
     tenant = context_of(request).manager.get(tenant_shard_id(request))

@@ -57,6 +57,7 @@ def render_metrics(
     ]
     if manager.map_state is not MapState.INITIALIZING:
         families += _tenant_families(manager)
+        families += _deletion_families(manager)
     if store is not None:
         families += _store_families(store)
     return "".join([*_encode(families), *_encode_redo(redo or {})]).encode()
@@ -101,6 +102,39 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
             [({}, manager.downloads.bytes)],
         ),
         _Family("pageserver_resident_physical_size", "gauge", "The size of the layer files present on disk", size),
+    ]
+
+
+def _deletion_families(manager: TenantManager) -> list[_Family]:
+    counters = manager.deletions.counters
+    counted = {
+        "submitted": ("Number of objects submitted for deletion", counters.submitted),
+        "dropped": ("Number of object deletions dropped due to stale generation.", counters.dropped),
+        "executed": ("Number of objects deleted.", counters.executed),
+        "validated": ("Number of keys validated for deletion.", counters.validated),
+        "dropped_lsn_updates": (
+            "Updates to remote_consistent_lsn dropped due to stale generation number.",
+            counters.dropped_lsn_updates,
+        ),
+        "unexpected_errors": ("Unexpected conditions that may stall the queue", counters.unexpected_errors),
+    }
+    return [
+        *(
+            _Family(f"pageserver_deletion_queue_{name}_total", "counter", text, [({}, value)])
+            for name, (text, value) in counted.items()
+        ),
+        _Family(
+            "pageserver_deletion_queue_remote_errors_total",
+            "counter",
+            "Retryable remote I/O errors while executing deletions",
+            [({"op_kind": "execute"}, counters.remote_errors)],
+        ),
+        _Family(
+            "pageserver_local_data_loss_suspected",
+            "gauge",
+            "Non-zero value indicates that pageserver local data loss is suspected",
+            [({}, float(manager.local_data_loss_suspected))],
+        ),
     ]
 
 

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from random import Random
 
 from pageserver.errors import (
     ConflictError,
@@ -30,6 +31,7 @@ from pageserver.remote import paths
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.local_store import make_directory_durable, overwrite_durably, sync_directory
 from pageserver.tenant.deletion import check_may_delete
+from pageserver.tenant.heatmap_upload import HeatmapUploader
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, LocationConfigError, Secondary
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.tasks import TaskScope
@@ -117,6 +119,16 @@ class TenantManager:
         self._log = resources.log
         self._slots: dict[TenantShardId, Slot] = {}
         self._tasks = TaskScope()
+        self.heatmaps = HeatmapUploader(
+            resources.workdir,
+            storage=resources.storage,
+            tenants=lambda: [slot for slot in self._slots.values() if isinstance(slot, Tenant)],
+            concurrency=resources.settings.heatmap_upload_concurrency,
+            reads_previous=resources.settings.load_previous_heatmap,
+            clock=resources.clock,
+            random=Random(),
+            log=resources.log,
+        )
 
     # Lifecycle
 
@@ -154,6 +166,11 @@ class TenantManager:
                 self._slots[shard] = SecondarySlot(location)
             else:
                 self._spawn(shard, location, warmup)
+        self._tasks.spawn(
+            self.heatmaps.run(),
+            name="heatmap uploads",
+            on_failure=lambda error: self._log.error("heatmap uploads ended", error=str(error), exc_info=error),
+        )
         self._tasks.spawn(
             self._housekeeping(),
             name="tenant housekeeping",

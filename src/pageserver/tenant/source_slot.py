@@ -43,6 +43,7 @@ class SlotActions:
     save: Callable[[SourceDocument], Awaitable[None]]
     begin: Callable[[RootParameters], Awaitable[Timeline]]
     finish: Callable[[Timeline], None]
+    is_overtaken: Callable[[], Awaitable[bool]]
 
 
 class SourceSlot:
@@ -80,6 +81,13 @@ class SourceSlot:
         """Open an empty timeline to be filled. What an earlier attempt left is dropped first."""
         self.timeline = await self._actions.begin(root)
         return self.timeline
+
+    async def is_overtaken(self) -> bool:
+        """Ask whether another server has the tenant in a newer generation: then it may also have our replication slot.
+
+        Raises UnavailableError.
+        """
+        return await self._actions.is_overtaken()
 
     async def finish(self, body: Mapping[str, Any]) -> None:
         """Declare the import complete: the index is published; store the document without its importing state;

@@ -7,7 +7,7 @@ never comes back, a new object does. A timeline that cannot be loaded is Broken 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -190,6 +190,12 @@ class Tenant:
     def settings(self) -> TenantSettings:
         """Return the effective settings as they are now."""
         return self.location.overrides.effective(self._resources.settings.tenant_defaults())
+
+    def spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> None:
+        """Run something that ends with this tenant; what it raises is logged."""
+        self._tasks.spawn(
+            work, name=name, on_failure=lambda error: self._log.warning(f"{name} failed", error=str(error))
+        )
 
     def note_overtaken(self) -> None:
         """Go on as AttachedStale: delete nothing, tell WAL sources nothing new. The stored location stays."""
@@ -510,9 +516,18 @@ class Tenant:
             generation=self.generation,
             document=document,
             timeline=timeline,
-            actions=SlotActions(save=save, begin=begin, finish=self._activate),
+            actions=SlotActions(
+                save=save, begin=begin, finish=self._activate, is_overtaken=self._ask_whether_overtaken
+            ),
         )
         return slot
+
+    async def _ask_whether_overtaken(self) -> bool:
+        source = self._resources.generations
+        valid = (await source.validate({self.shard: self.generation})).get(self.shard, False)
+        if not valid:
+            source.found_stale(self.shard, self.generation)
+        return not valid
 
     async def _begin_root(self, timeline_id: TimelineId, slot: SourceSlot, root: RootParameters) -> Timeline:
         await self._discard_open(timeline_id)

@@ -34,6 +34,8 @@ from pageserver.wal.primary import PrimaryConnection
 from pageserver.wal.source_document import StoredSource
 from pageserver.wal.source_errors import (
     MajorVersionError,
+    OvertakenError,
+    SlotInUseError,
     SlotMissingError,
     SourceRefusedError,
     SourceUnavailableError,
@@ -142,7 +144,9 @@ class WalReceiver:
         connect_timeout_seconds: float,
         clock: Clock,
         log: Any,
+        is_overtaken: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
+        """`is_overtaken` asks whether another server has the timeline in a newer generation."""
         assert source.connection is not None, "a receiver needs a primary"
         self._timeline = timeline
         self._source = source
@@ -152,6 +156,7 @@ class WalReceiver:
         self._new_applier = new_applier
         self._clock = clock
         self._log = log
+        self._is_overtaken = is_overtaken
         self._pauses = RetryPauses()
         self.state = ReceiverState()
 
@@ -183,6 +188,10 @@ class WalReceiver:
                     raise
                 except StoppedError:
                     return
+                except SlotInUseError as error:
+                    await self._stop_if_overtaken(error)
+                    self._log.info("source interrupted", error=str(error))
+                    self._become(phase=ReceiverPhase.WAITING, error=str(error))
                 except (UnavailableError, OSError) as error:
                     self._log.info("source interrupted", error=str(error))
                     self._become(phase=ReceiverPhase.WAITING, error=str(error))
@@ -196,6 +205,20 @@ class WalReceiver:
         finally:
             if self.state.phase is not ReceiverPhase.REFUSED:
                 self._become(phase=ReceiverPhase.STOPPED)
+
+    async def _stop_if_overtaken(self, error: SlotInUseError) -> None:
+        """Leave the slot to a newer server (standalone.md 3). Raises: OvertakenError."""
+        if self._is_overtaken is None:
+            return
+        try:
+            overtaken = await self._is_overtaken()
+        except UnavailableError:
+            return
+        if overtaken:
+            refusal = OvertakenError(f"another server has taken over this timeline and its replication slot: {error}")
+            self._log.error("source refused", error=str(refusal))
+            self._become(phase=ReceiverPhase.REFUSED, error=str(refusal))
+            raise refusal from error
 
     # One connection.
 

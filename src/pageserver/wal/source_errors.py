@@ -26,6 +26,10 @@ class SourceRefusedError(RequestError):
     """The primary, or its settings, cannot be a source. Trying again without a change is pointless."""
 
 
+class OvertakenError(SourceRefusedError):
+    """Another server has the tenant in a newer generation and uses the slot: it is left to it (standalone.md 3)."""
+
+
 class SourceSettingError(SourceRefusedError):
     """A setting of the primary has a value with which it cannot be a source."""
 

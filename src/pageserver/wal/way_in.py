@@ -296,6 +296,7 @@ class PrimarySource:
             connect_timeout_seconds=timeline.settings.walreceiver_connect_timeout.seconds,
             clock=self._clock,
             log=self._log,
+            is_overtaken=self._slot.is_overtaken,
         )
         await self._receiver.run()
 

@@ -1,0 +1,151 @@
+"""Two servers believe that they own a tenant: the stale one never makes an object unreadable for the newer one
+(standalone.md 1).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from pageserver.errors import StoppedError
+from pageserver.ids import TimelineId
+from pageserver.remote import LocalStore
+from pageserver.tenant import Tenant
+from pageserver.timeline import Timeline
+from tests.unit.recording_store import check_bucket, newest_indices
+from tests.unit.tenant.test_crash_at_each_call import acknowledged, compact
+from tests.unit.tenant.test_lifecycle import active, attach, follow_primary, make
+from tests.unit.world import BRANCH, ROOT, START, TENANT, World, eventually, store_of
+
+
+class Server:
+    """One of the two, and how far its WAL is."""
+
+    def __init__(self, world: World, tenant: Tenant, timeline: Timeline) -> None:
+        self.world = world
+        self.tenant = tenant
+        self.timeline = timeline
+
+    async def ingest(self) -> None:
+        store_of(self.timeline).ingest(self.timeline.last_record_lsn + 0x100)
+        await self.timeline.freeze_and_flush()
+
+    async def compact(self) -> None:
+        if sum(len(name.split("__")[1]) > 16 for name in store_of(self.timeline).named) >= 2:
+            await compact(self.timeline)
+
+    async def delete(self) -> None:
+        await self.world.resources.deletions.flush_execute()
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_the_stale_server_breaks_nothing(tmp_path: Path, seed: int) -> None:
+    """Goal: any interleaving of ingest, compaction and deletion on both leaves the newer one's bucket whole, and the
+    stale one acknowledges nothing. Method: seeded steps, the bucket checked after each.
+    """
+    chance, bucket = random.Random(seed), tmp_path / "bucket"
+    old = await start(tmp_path / "old", bucket, import_first=True)
+    for _ in range(chance.randrange(4)):
+        await chance.choice([old.ingest, old.compact])()
+    told = old.timeline.durable_lsn
+    # Whatever the first one decided to delete, but did not validate yet, meets the second one's claim here.
+    new = await start(tmp_path / "new", bucket)
+    assert new.timeline.last_record_lsn >= told
+    told = max(told, old.timeline.durable_lsn)
+    for _ in range(12):
+        server = chance.choice([old, new])
+        steps: list[Callable[[], Awaitable[None]]] = [server.ingest, server.ingest, server.compact, server.delete]
+        await chance.choice(steps)()
+        await check_bucket(LocalStore(bucket), TENANT)
+        index = (await newest_indices(LocalStore(bucket), TENANT))[ROOT]
+        if new.timeline.remote.projected_lsn:
+            assert index.layers == new.timeline.remote.clean_index.layers, "the newest index is the newer server's"
+    assert old.timeline.durable_lsn == told, "a stale server acknowledges nothing new"
+    await new.ingest()
+    await acknowledged(new.timeline, new.timeline.last_record_lsn)
+    await old.world.stop()
+    await new.world.stop()
+    await check_bucket(LocalStore(bucket), TENANT)
+
+
+async def test_a_stale_server_deletes_no_timeline(tmp_path: Path) -> None:
+    """Also not one that the newer server made anew under the same id."""
+    bucket = tmp_path / "bucket"
+    old = await start(tmp_path / "old", bucket, import_first=True)
+    await old.ingest()
+    await old.tenant.create_branch(BRANCH, ROOT, None)
+    new = await start(tmp_path / "new", bucket)
+    with pytest.raises(StoppedError, match="attached elsewhere in a newer generation"):
+        await old.tenant.delete_timeline(BRANCH)
+    with pytest.raises(StoppedError):
+        await old.world.manager.delete(TENANT)
+    assert BRANCH in old.tenant.timelines
+    assert location_mode(old.world) == "AttachedStale"
+    assert BRANCH in await newest_indices(LocalStore(bucket), TENANT)
+    await new.tenant.delete_timeline(BRANCH)
+    await eventually(lambda: is_gone(new.tenant, BRANCH))
+    await old.world.stop()
+    await new.world.stop()
+
+
+async def test_a_stale_server_takes_the_tenant_back_only_when_told(tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    old = await start(tmp_path / "old", bucket, import_first=True)
+    new = await start(tmp_path / "new", bucket)
+    await old.ingest()
+
+    async def is_stale() -> bool:
+        return location_mode(old.world) == "AttachedStale"
+
+    await eventually(is_stale)
+    await old.world.manager.update_config(old.tenant, old.tenant.location)
+    again = await attach(old.world)
+    assert again is not old.tenant
+    assert again.generation.number == 3
+    assert location_mode(old.world) == "AttachedSingle"
+    await new.ingest()
+    await eventually(lambda: is_overtaken(new.tenant))
+    await old.world.stop()
+    await new.world.stop()
+
+
+async def test_a_location_that_was_made_stale_restarts_as_secondary(tmp_path: Path) -> None:
+    """A claim at its restart would take the tenant back from the server that it was handed over to."""
+    bucket = tmp_path / "bucket"
+    old = await start(tmp_path / "old", bucket, import_first=True)
+    await attach(old.world, mode="AttachedStale", generation=1)
+    new = await start(tmp_path / "new", bucket)
+    await old.world.stop()
+    again = await World.start(tmp_path / "old", bucket=bucket)
+    assert location_mode(again) == "Secondary"
+    await new.ingest()
+    await acknowledged(new.timeline, new.timeline.last_record_lsn)
+    await again.stop()
+    await new.world.stop()
+
+
+async def start(workdir: Path, bucket: Path, *, import_first: bool = False) -> Server:
+    make(workdir)
+    world = await World.start(workdir, bucket=bucket)
+    tenant = await attach(world)
+    timeline = await (follow_primary(tenant) if import_first else active(tenant, ROOT))
+    if import_first:
+        await acknowledged(timeline, START)
+    return Server(world, tenant, timeline)
+
+
+def location_mode(world: World) -> str:
+    location = world.manager.location(TENANT)
+    assert location is not None
+    return str(location.to_api()["mode"])
+
+
+async def is_overtaken(tenant: Tenant) -> bool:
+    return tenant.is_overtaken
+
+
+async def is_gone(tenant: Tenant, timeline_id: TimelineId) -> bool:
+    return timeline_id not in tenant.timelines
