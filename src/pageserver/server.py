@@ -31,7 +31,8 @@ from pageserver.control import ControllerGenerations, UpcallClient, read_registr
 from pageserver.errors import PageServerError, StoppedError
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import configure_logging, render_metrics
-from pageserver.remote import GenerationClaim, RetryingStorage, open_object_storage, paths
+from pageserver.remote import GenerationClaim, ObjectStorage, RetryingStorage, open_object_storage, paths
+from pageserver.remote.adopt_local import adopt_local_store
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.generations import probe_store
 from pageserver.remote.local_store import make_directory_durable, sync_directory
@@ -125,11 +126,6 @@ def open_storage(config: ServerConfig, clock: Clock, log: Any) -> tuple[Retrying
     local = config.workdir / LOCAL_STORE_DIRECTORY
     if remote is None:
         log.warning("no remote storage configured: the local disk is the only copy", store=str(local))
-    elif (local / "tenants").is_dir():
-        raise InvalidSettingError(
-            f"remote_storage: {local} holds timelines that were made without remote storage; moving them there is not "
-            "supported yet"
-        )
     storage = open_object_storage(
         remote or RemoteStorage(local_path=LOCAL_STORE_DIRECTORY),
         workdir=config.workdir,
@@ -226,6 +222,8 @@ class _Server:
         try:
             if client is None:
                 await probe_store(storage, claim.instance)
+            if stores_layers:
+                await self._adopt_local_store(storage, has_controller=client is not None)
             deletions.start()
             await manager.load_from_disk()
             async with self._serve_http(context, http_socket):
@@ -239,6 +237,18 @@ class _Server:
             if client is not None:
                 await client.close()
             await asyncio.to_thread(engine.close)
+
+    async def _adopt_local_store(self, storage: ObjectStorage, *, has_controller: bool) -> None:
+        """Move what was kept without remote storage there, if there is anything. Raises InvalidSettingError."""
+        root = self._config.workdir / LOCAL_STORE_DIRECTORY
+        if not (root / "tenants").is_dir():
+            return
+        if has_controller:
+            raise InvalidSettingError(
+                f"control_plane_api: {root} holds timelines whose generations this server gave itself; start once with "
+                "[remote_storage] and without a controller, which moves them there"
+            )
+        await adopt_local_store(root, workdir=self._config.workdir, storage=storage, log=self._log)
 
     def _open_upcalls(self, base_url: str, clock: Clock) -> UpcallClient:
         settings = self._config.settings

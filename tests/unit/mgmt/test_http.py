@@ -193,6 +193,20 @@ async def test_timelines_are_created_described_and_branched(api: Api) -> None:
     assert (status, "Requested tenant is missing" in body["msg"]) == (412, True)
 
 
+async def test_deletions_are_flushed_and_heatmaps_uploaded_on_request(api: Api) -> None:
+    await api.follow()
+    for query in ("", "?execute=false", "?execute=true"):
+        assert await api.ask("PUT", f"/v1/deletion_queue/flush{query}") == (200, None)
+    assert (await api.ask("PUT", "/v1/deletion_queue/flush?execute=maybe"))[0] == 400
+    assert await api.ask("POST", f"{T}/heatmap_upload") == (200, None)
+    assert (api.world.workdir / "local-storage" / "tenants" / str(TENANT) / "heatmap-v1.json").is_file()
+    assert (await api.ask("POST", f"/v1/tenant/{'7' * 32}/heatmap_upload"))[0] == 404
+    metrics = (await api.client.get("/metrics")).text
+    assert "pageserver_deletion_queue_submitted_total 0" in metrics
+    assert 'pageserver_deletion_queue_remote_errors_total{op_kind="execute"} 0' in metrics
+    assert "pageserver_local_data_loss_suspected 0" in metrics
+
+
 async def test_a_primary_that_cannot_be_followed_is_explained(api: Api) -> None:
     await api.attach()
     status, body = await api.ask("POST", TL, {"new_timeline_id": str(ROOT), "primary": {"conninfo": "minimal"}})
