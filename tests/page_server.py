@@ -99,12 +99,6 @@ class PageServerProcess:
         samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in samples}
 
-    def metric(self, name: str) -> int:
-        """Return a counter without labels from `/metrics`. Raises ValueError if it is not there."""
-        text = httpx.get(f"{self.url}/metrics", timeout=60).text
-        (value,) = (line.split()[1] for line in text.splitlines() if line.startswith(f"{name} "))
-        return int(value)
-
     def pagectl(self, *arguments: str, statuses: Collection[int] = (0,)) -> Any:
         """Run `pagectl --json` and return what it printed.
 

@@ -50,12 +50,12 @@ def test_a_page_is_served_from_an_empty_disk_after_fetching_only_what_it_needs(
         second.pagectl("tenant", "create", tenant["id"])
         layers = second.api("GET", f"{path}/layer")["historic_layers"]
         assert len(layers) > ROUNDS
-        assert second.metric(DOWNLOADED) == 0
+        assert second.metrics()[DOWNLOADED] == 0
         assert get_page(second, path, Key.relation_block(relation, 0), lsn) == page
-        needed = second.metric(DOWNLOADED)
+        needed = second.metrics()[DOWNLOADED]
         assert 0 < needed < len(layers)
         assert get_page(second, path, Key.relation_block(relation, 0), lsn) == page
-        assert second.metric(DOWNLOADED) == needed
+        assert second.metrics()[DOWNLOADED] == needed
 
         # A layer that is gone from the bucket is an error that names it; the rest of the timeline goes on.
         for lost in (server_dir / "bucket").rglob("*__*"):
