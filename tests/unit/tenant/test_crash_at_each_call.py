@@ -130,5 +130,11 @@ async def restart_and_check(workdir: Path, bucket: Path, promises: Promises) -> 
             return timeline_id not in tenant.timelines
 
         await eventually(is_gone)
+
+    async def is_settled() -> bool:
+        return all(entry.state.status is not TimelineStatus.STOPPING for entry in tenant.timelines.values())
+
+    # A deletion that was begun and not acknowledged is resumed in the background; it takes away what is looked at.
+    await eventually(is_settled)
     await check_bucket(LocalStore(bucket), TENANT)
     await world.stop()
