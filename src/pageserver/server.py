@@ -36,6 +36,7 @@ from pageserver.remote.adopt_local import adopt_local_store
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.generations import probe_store
 from pageserver.remote.local_store import make_directory_durable, sync_directory
+from pageserver.remote.upload_operations import UploadPolicy
 from pageserver.serve.page_service import PageServiceRoom
 from pageserver.tenant import TenantManager, TenantResources
 from pageserver.tenant.bucket_generations import BucketGenerations
@@ -205,6 +206,10 @@ class _Server:
             downloads=DownloadCounts(),
             clock=clock,
             log=self._log,
+            uploads=UploadPolicy.from_environment(
+                os.environ,
+                limit=100 if settings.remote_storage is None else settings.remote_storage.concurrency_limit,
+            ),
         )
         manager = TenantManager(resources)
         if client is None:

@@ -12,7 +12,18 @@ from rich.console import Console
 
 from pageserver.cli.client import DEFAULT_URL, ApiClient, Session
 
-COMMAND_MODULES = ("status", "tenant", "timeline", "page", "layer", "wal", "restore", "verify", "redo_diff")
+COMMAND_MODULES = (
+    "status",
+    "tenant",
+    "timeline",
+    "page",
+    "layer",
+    "index_part",
+    "wal",
+    "restore",
+    "verify",
+    "redo_diff",
+)
 """Modules of `pageserver.cli`; each has `register(group)`, which adds its commands."""
 
 _PIPE_WIDTH = 240

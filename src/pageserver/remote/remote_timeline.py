@@ -38,6 +38,7 @@ from pageserver.remote.upload_operations import (
     Shutdown,
     UploadIndex,
     UploadLayer,
+    UploadPolicy,
     is_same_object,
 )
 from pageserver.remote.upload_queue import QueueStoppedError, UploadQueue
@@ -86,7 +87,7 @@ class RemoteContext:
     deletions: DeletionQueue
     shard: TenantShardId
     generation: Generation
-    upload_limit: int
+    uploads: UploadPolicy
     clock: Clock
     log: Any
 
@@ -123,7 +124,7 @@ class RemoteTimeline:
             index,
             execute=self._execute,
             on_index_uploaded=self._index_uploaded,
-            limit=context.upload_limit,
+            policy=context.uploads,
             clock=context.clock,
             log=self._log,
         )

@@ -17,7 +17,7 @@ Everything here is pure: what to start next is a function of what runs, what wai
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
@@ -124,10 +124,37 @@ def may_bypass(candidate: Operation, other: Operation, active: IndexPart) -> boo
             return False
 
 
+@dataclass(frozen=True, slots=True)
+class UploadPolicy:
+    """How an upload queue works: at most `limit` operations at once (0: any number). Without `reorders` only the head
+    may start, without `coalesces` every index is uploaded: switches for finding errors (9.4).
+    """
+
+    limit: int = 100
+    reorders: bool = True
+    coalesces: bool = True
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], *, limit: int) -> UploadPolicy:
+        """Read Neon's two environment variables."""
+
+        def is_set(name: str) -> bool:
+            return environment.get(name, "").lower() == "true"
+
+        return cls(
+            limit,
+            reorders=not is_set("DISABLE_UPLOAD_QUEUE_REORDERING"),
+            coalesces=not is_set("DISABLE_UPLOAD_QUEUE_INDEX_COALESCING"),
+        )
+
+
 def choose_next(
-    running: Iterable[Operation], queued: Sequence[Operation], clean: IndexPart, *, reorders: bool = True
+    running: Iterable[Operation],
+    queued: Sequence[Operation],
+    clean: IndexPart,
+    policy: UploadPolicy = UploadPolicy(),
 ) -> Choice | None:
-    """Return what may start now, or None.
+    """Return what may start now, or None; the limit is the caller's to keep.
 
     Scans front to back and takes the first that may overtake everything before it. A barrier or shutdown that is not
     ready ends the scan; a ready shutdown is returned, and is the caller's to leave where it is.
@@ -135,8 +162,10 @@ def choose_next(
     running = list(running)
     for position, candidate in enumerate(queued):
         if _is_ready(candidate, running, islice(queued, position), clean):
+            if not policy.coalesces:
+                return Choice(candidate, position)
             return _with_newer_indices(candidate, position, running, queued, clean)
-        if not reorders or isinstance(candidate, Barrier | Shutdown):
+        if not policy.reorders or isinstance(candidate, Barrier | Shutdown):
             return None
     return None
 

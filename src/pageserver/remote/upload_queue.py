@@ -8,8 +8,8 @@ States: running → shutting down (scheduling fails, the queue drains) → stopp
 is ignored at its end). Nothing here is persistent: after a crash the index in the store is the truth, and everything
 later is ingested or computed again.
 
-Invariants: at most `limit` operations run; one index upload at a time, in scheduling order; `clean` is an index that is
-in the store, and a later one never gets replaced by an earlier one.
+Invariants: at most `policy.limit` operations run; one index upload at a time, in scheduling order; `clean` is an index
+that is in the store, and a later one never gets replaced by an earlier one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pageserver.errors import StoppedError
 from pageserver.remote.backoff import WARN_AFTER, pause_unless
 from pageserver.remote.index_part import IndexPart
 from pageserver.remote.retry import pause_seconds
-from pageserver.remote.upload_operations import Barrier, Operation, Shutdown, UploadIndex, choose_next
+from pageserver.remote.upload_operations import Barrier, Operation, Shutdown, UploadIndex, UploadPolicy, choose_next
 
 
 class QueueStoppedError(StoppedError):
@@ -51,10 +51,9 @@ class UploadQueue:
         *,
         execute: Callable[[Operation], Awaitable[None]],
         on_index_uploaded: Callable[[IndexPart], None],
-        limit: int,
+        policy: UploadPolicy,
         clock: Clock,
         log: Any,
-        reorders: bool = True,
     ) -> None:
         self.clean = clean
         """The index that is known to be in the store, or that a new timeline begins with."""
@@ -62,10 +61,9 @@ class UploadQueue:
         self._clean_number = 0
         self._execute = execute
         self._on_index_uploaded = on_index_uploaded
-        self._limit = limit
+        self._policy = policy
         self._clock = clock
         self._log = log
-        self._reorders = reorders
         self._queued: list[Operation] = []
         self._running: dict[int, Operation] = {}
         self._numbers = itertools.count(1)
@@ -143,8 +141,9 @@ class UploadQueue:
             await asyncio.wait(set(self._tasks))
 
     def _launch(self) -> None:
-        while not self._is_stopped and (self._limit == 0 or len(self._running) < self._limit):
-            choice = choose_next(self._running.values(), self._queued, self.clean, reorders=self._reorders)
+        limit = self._policy.limit
+        while not self._is_stopped and (limit == 0 or len(self._running) < limit):
+            choice = choose_next(self._running.values(), self._queued, self.clean, self._policy)
             if choice is None:
                 return
             if isinstance(choice.operation, Shutdown):

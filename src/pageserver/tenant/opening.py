@@ -56,7 +56,7 @@ class TimelineOpener:
             deletions=resources.deletions,
             shard=shard,
             generation=generation,
-            upload_limit=resources.upload_limit,
+            uploads=resources.uploads,
             clock=resources.clock,
             log=resources.log.bind(tenant=str(shard)),
         )

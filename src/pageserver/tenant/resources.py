@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from pageserver.config import ServerSettings
 from pageserver.ids import TenantShardId
 from pageserver.remote import ObjectStorage
 from pageserver.remote.deletion_queue import DeletionQueue
+from pageserver.remote.upload_operations import UploadPolicy
 from pageserver.tenant.generation_source import GenerationSource
 from pageserver.tenant.location import LocationConfig
 from pageserver.tenant.state import TenantState
@@ -46,7 +47,7 @@ class PageRegistry(Protocol):
 @dataclass(frozen=True, slots=True)
 class TenantResources:
     """Shared by all tenants of one server. `stores_layers` is false where the local disk is the only copy
-    (standalone.md 2). `upload_limit` is how many uploads a timeline may run at once.
+    (standalone.md 2).
     """
 
     workdir: Path
@@ -62,4 +63,4 @@ class TenantResources:
     deletions: DeletionQueue
     clock: Clock
     log: Any
-    upload_limit: int = 100
+    uploads: UploadPolicy = field(default_factory=UploadPolicy)

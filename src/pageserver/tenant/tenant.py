@@ -49,6 +49,7 @@ from pageserver.tenant.location import Attached, AttachMode, LocationConfig
 from pageserver.tenant.opening import TimelineOpener
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.source_slot import RootParameters, SlotActions, SourceSlot
+from pageserver.tenant.sources import TenantSources
 from pageserver.tenant.state import TenantState, TenantStatus
 from pageserver.tenant.tasks import TaskScope, end_tasks
 from pageserver.tenant.tenant_errors import (
@@ -57,9 +58,7 @@ from pageserver.tenant.tenant_errors import (
     TimelineNotActiveError,
     TimelineNotFoundError,
 )
-from pageserver.tenant.way_in import WalSource
 from pageserver.timeline import (
-    SourceStatus,
     Timeline,
     TimelineInfo,
     TimelineState,
@@ -117,10 +116,8 @@ class Tenant:
         self._manifest = ManifestKeeper(resources.storage, shard, self.generation, clock=resources.clock, log=self._log)
         self.offloaded: dict[TimelineId, OffloadedTimeline] = {}
         self._tasks = TaskScope()
-        self._source_tasks: dict[TimelineId, asyncio.Task[None]] = {}
+        self._sources = TenantSources(resources.way_in, self._tasks, self._log)
         self._run_tasks: dict[TimelineId, asyncio.Task[None]] = {}
-        self._sources: dict[TimelineId, WalSource] = {}
-        self._source_errors: dict[TimelineId, str] = {}
         self._creating: set[TimelineId] = set()
         self._deleting: set[TimelineId] = set()
         self._gc_and_branches = asyncio.Lock()
@@ -165,7 +162,7 @@ class Tenant:
         """
         was_active = self.state.status is TenantStatus.ACTIVE
         self._become(TenantState(TenantStatus.STOPPING))
-        await end_tasks(*self._source_tasks.values())
+        await self._sources.stop_all()
         await asyncio.gather(
             *(self._stop_timeline(timeline, flush=flush and was_active) for timeline in self.open_timelines())
         )
@@ -333,7 +330,7 @@ class Tenant:
     ) -> None:
         """Ingest WAL segments that come as a tar, then flush."""
         timeline = self.get_timeline(timeline_id)
-        if timeline_id in self._sources:
+        if self._sources.has(timeline_id):
             raise ConflictError(f"timeline {timeline_id} follows a primary; wal cannot be imported from files as well")
         before = timeline.document
         slot = self._slot(timeline_id, timeline.document, timeline)
@@ -363,7 +360,7 @@ class Tenant:
         await check_may_delete(self._resources, self.shard, self.generation)
         self._deleting.add(timeline_id)
         try:
-            await self._stop_source(timeline_id)
+            await self._sources.stop(timeline_id)
             timeline = entry if isinstance(entry, Timeline) else None
             if timeline is not None:
                 await self._stop_timeline(timeline, flush=False)
@@ -456,39 +453,10 @@ class Tenant:
         self._log.critical("timeline broken", timeline=str(timeline.timeline_id), error=str(error), exc_info=error)
         timeline.break_because(str(error))
         self._resources.pages.detach(timeline)
-        task = self._source_tasks.get(timeline.timeline_id)
-        if task is not None:
-            task.cancel()
+        self._sources.cancel(timeline.timeline_id)
 
     def _start_source(self, timeline: Timeline) -> None:
-        slot = self._slot(timeline.timeline_id, timeline.document, timeline)
-        self._run_source(slot)
-
-    def _run_source(self, slot: SourceSlot) -> None:
-        source = self._resources.way_in.open_source(slot)
-        if source is None:
-            return
-        timeline_id = slot.timeline_id
-        self._sources[timeline_id] = source
-        self._source_errors.pop(timeline_id, None)
-        if slot.timeline is not None:
-            slot.timeline.source_status = lambda: self._source_status(timeline_id)
-        self._source_tasks[timeline_id] = self._tasks.spawn(
-            source.run(), name=f"source {timeline_id}", on_failure=lambda error: self._source_failed(slot, error)
-        )
-
-    def _source_failed(self, slot: SourceSlot, error: Exception) -> None:
-        expected = isinstance(error, PageServerError)
-        self._log.error(
-            "wal source stopped", timeline=str(slot.timeline_id), error=str(error), exc_info=None if expected else error
-        )
-        self._source_errors[slot.timeline_id] = str(error)
-
-    def _source_status(self, timeline_id: TimelineId) -> SourceStatus:
-        source = self._sources.get(timeline_id)
-        status = SourceStatus() if source is None else source.status()
-        error = self._source_errors.get(timeline_id)
-        return status if error is None else replace(status, text=f"stopped: {error}", error=error)
+        self._sources.start(self._slot(timeline.timeline_id, timeline.document, timeline))
 
     def _add_importing(self, timeline_id: TimelineId, slot: SourceSlot) -> None:
         body = {} if slot.document is None else slot.document.body
@@ -500,7 +468,7 @@ class Tenant:
             SourceDocument(body).traits.flavour,
             slot,
         )
-        self._run_source(slot)
+        self._sources.start(slot)
 
     def _slot(self, timeline_id: TimelineId, document: SourceDocument | None, timeline: Timeline | None) -> SourceSlot:
         async def save(changed: SourceDocument) -> None:
@@ -539,7 +507,7 @@ class Tenant:
             hint_bits_logged=root.traits.hint_bits_logged,
         )
         timeline = await self._opener.create(timeline_id, index, SourceDocument(body), None)
-        timeline.source_status = lambda: self._source_status(timeline_id)
+        timeline.source_status = lambda: self._sources.status(timeline_id)
         self.timelines[timeline_id] = timeline
         self._run(timeline)
         return timeline
@@ -584,12 +552,6 @@ class Tenant:
             raise DifferentParametersError(timeline_id=timeline_id)
         self._creating.add(timeline_id)
         return None
-
-    async def _stop_source(self, timeline_id: TimelineId) -> None:
-        task = self._source_tasks.pop(timeline_id, None)
-        if task is not None:
-            await end_tasks(task)
-        self._sources.pop(timeline_id, None)
 
     async def _stop_timeline(self, timeline: Timeline, *, flush: bool) -> None:
         if flush and timeline.state.status is TimelineStatus.ACTIVE and timeline.remote.index.archived_at is None:
@@ -654,7 +616,7 @@ class Tenant:
             self.shard,
             entry.timeline_id,
             state=entry.state,
-            source=self._source_status(entry.timeline_id),
+            source=self._sources.status(entry.timeline_id),
             pg_version=entry.pg_version,
             flavour=entry.flavour,
         )

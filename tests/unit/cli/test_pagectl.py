@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from pageserver.cli import layer, page, status, tenant, timeline
+from pageserver.cli import index_part, layer, page, status, tenant, timeline
 from pageserver.cli.client import ApiClient, Session
 from pageserver.cli.page import hex_dump
 
@@ -48,7 +48,7 @@ class Terminal:
 
     def run(self, *arguments: str, as_json: bool = False) -> tuple[int, str]:
         group = click.Group()
-        for module in (status, tenant, timeline, page, layer):
+        for module in (status, tenant, timeline, page, layer, index_part):
             module.register(group)
         client = ApiClient("http://server")
         client._client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(self._answer))
@@ -152,6 +152,28 @@ def test_layer_files_are_listed_without_a_server(tmp_path: Path) -> None:
     found = json.loads(text)
     assert code == 0
     assert [(one["layer_file_name"], one["l0"], one["layer_file_size"]) for one in found] == [(name, True, 5)]
+
+
+def test_an_index_is_shown_decoded(tmp_path: Path) -> None:
+    name = "0" * 36 + "-" + "F" * 36 + "__00000000014FED58-000000000154C481"
+    metadata = {
+        "disk_consistent_lsn": "0/154C480",
+        "ancestor_lsn": "0/0",
+        "latest_gc_cutoff_lsn": "0/14FED58",
+        "initdb_lsn": "0/14FED58",
+        "pg_version": 16,
+    }
+    index = {"layer_metadata": {name: {"file_size": 5, "generation": 3}}, "disk_consistent_lsn": "0/154C480"}
+    file = tmp_path / "index_part.json-00000003"
+    file.write_text(json.dumps({**index, "metadata": metadata}))
+    code, text = Terminal({}).run("index-part", "dump", str(file))
+    shown = json.loads(text)
+    assert code == 0
+    assert shown["layer_metadata"][name] == {"file_size": 5, "generation": 3}
+    assert shown["disk_consistent_lsn"] == "0/154C480"
+    file.write_text("{")
+    code, text = Terminal({}).run("index-part", "dump", str(file))
+    assert (code, "malformed" in text) == (1, True)
 
 
 @pytest.mark.parametrize("length", [0, 1, 16, 17])

@@ -17,6 +17,7 @@ from pageserver.ids import Generation, ShardCount, ShardIndex, ShardNumber
 from pageserver.lsn import Lsn
 from pageserver.remote import IndexDecodeError, IndexPart, LayerEntry, LocalStore, index_changes, paths
 from pageserver.remote.remote_timeline import RemoteContext, RemoteTimeline, UploadRights
+from pageserver.remote.upload_operations import UploadPolicy
 from pageserver.remote.upload_queue import QueueStoppedError
 from tests.unit.recording_store import RecordingStore
 from tests.unit.remote.fakes import SHARD, TIMELINE, FakeValidator, QuickClock, deletion_queue, until
@@ -42,7 +43,7 @@ class World:
             deletions=self.deletions,
             shard=SHARD,
             generation=Generation(1),
-            upload_limit=100,
+            uploads=UploadPolicy(),
             clock=QuickClock(),
             log=structlog.get_logger(),
         )

@@ -20,6 +20,7 @@ from pageserver.remote.upload_operations import (
     Shutdown,
     UploadIndex,
     UploadLayer,
+    UploadPolicy,
     choose_next,
     may_bypass,
 )
@@ -215,9 +216,14 @@ def test_the_limit_holds() -> None:
     assert schedule.complete(uploads[0]) == [uploads[3]]
 
 
-def test_without_reordering_only_the_head_may_start() -> None:
+def test_switches_turn_reordering_and_coalescing_off() -> None:
     u0, i0, u1 = upload(0), put(0), upload(1)
-    assert choose_next([u0], [i0, u1], index(), reorders=False) is None
+    assert choose_next([u0], [i0, u1], index(), UploadPolicy(reorders=False)) is None
+    newest = choose_next([], [i0, put(0, 1)], index(), UploadPolicy(coalesces=False))
+    assert newest is not None
+    assert (newest.operation, newest.coalesced) == (i0, ())
+    given = {"DISABLE_UPLOAD_QUEUE_REORDERING": "true", "DISABLE_UPLOAD_QUEUE_INDEX_COALESCING": "false"}
+    assert UploadPolicy.from_environment(given, limit=7) == UploadPolicy(7, reorders=False, coalesces=True)
     choice = choose_next([u0], [i0, u1], index())
     assert choice is not None
     assert (choice.operation, choice.position) == (u1, 1)

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from pageserver.errors import UnavailableError
 from pageserver.remote import IndexPart
-from pageserver.remote.upload_operations import Operation, UploadIndex
+from pageserver.remote.upload_operations import Operation, UploadIndex, UploadPolicy
 from pageserver.remote.upload_queue import QueueStoppedError, UploadQueue
 from tests.unit.remote.fakes import QuickClock, until
 from tests.unit.remote.test_upload_operations import index, put, upload
@@ -39,7 +39,7 @@ def queue_over(uploads: Uploads, clock: QuickClock | None = None, limit: int = 1
         index(),
         execute=uploads.execute,
         on_index_uploaded=uploads.indices.append,
-        limit=limit,
+        policy=UploadPolicy(limit),
         clock=clock or QuickClock(),
         log=structlog.get_logger(),
     )
