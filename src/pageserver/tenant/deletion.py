@@ -49,7 +49,8 @@ async def mark_deleted(
     generation: Generation,
     open_timeline: Timeline | None,
 ) -> None:
-    """Make the deletion durable. A timeline that has no index yet needs no mark: without one it does not exist.
+    """Make the deletion durable. A timeline that has no index yet needs no mark, without one it does not exist; but the
+    document of its import must go.
 
     Raises StaleDeletionError, and what the store raised at the last of three attempts.
     """
@@ -57,9 +58,9 @@ async def mark_deleted(
     for attempt in range(1, _MARK_ATTEMPTS + 1):
         try:
             if open_timeline is not None:
-                await open_timeline.remote.upload_deleted_index(now)
+                is_marked = await open_timeline.remote.upload_deleted_index(now)
             else:
-                await _mark_stored_index(resources.storage, shard, timeline_id, generation, now)
+                is_marked = await _mark_stored_index(resources.storage, shard, timeline_id, generation, now)
             break
         except PageServerError as error:
             if attempt == _MARK_ATTEMPTS:
@@ -67,6 +68,9 @@ async def mark_deleted(
             resources.log.info("marking a timeline as deleted failed, will retry", error=str(error))
             await resources.clock.sleep(pause_seconds(attempt - 1))
     await check_may_delete(resources, shard, generation)
+    if not is_marked:
+        # What would begin again at the next start is the import that the document describes.
+        await delete_source_documents(resources.storage, shard, timeline_id, not_above=_limit(resources, generation))
 
 
 async def check_may_delete(resources: TenantResources, shard: TenantShardId, generation: Generation) -> None:
@@ -87,7 +91,7 @@ async def delete_timeline_objects(
     Where no controller orders it, objects above our generation stay: somebody has made the timeline anew.
     """
     storage, deletions = resources.storage, resources.deletions
-    limit = generation if resources.generations.fences_deletions else HIGHEST_GENERATION
+    limit = _limit(resources, generation)
     await delete_source_documents(storage, shard, timeline_id, not_above=limit)
     prefix = paths.timeline_prefix(shard, timeline_id)
     keys = [item.key async for item in storage.list_objects(prefix) if generation_of_key(item.key) <= limit]
@@ -113,16 +117,22 @@ async def _flush(deletions: DeletionQueue, resources: TenantResources) -> None:
         resources.log.warning("Timed out waiting for deletion queue flush, acking deletion anyway")
 
 
+def _limit(resources: TenantResources, generation: Generation) -> Generation:
+    """Return the highest generation of objects that may be deleted with a timeline."""
+    return generation if resources.generations.fences_deletions else HIGHEST_GENERATION
+
+
 async def _mark_stored_index(
     storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, generation: Generation, now: str
-) -> None:
+) -> bool:
     try:
         content, _ = await find_generationed(storage, paths.index_base_key(shard, timeline_id), generation)
     except ObjectNotFoundError:
-        return
+        return False
     index = IndexPart.decode(content)
     if index.deleted_at is None:
         await storage.put(paths.index_key(shard, timeline_id, generation), replace(index, deleted_at=now).encode())
+    return True
 
 
 def _newest_index(keys: list[str], base: str) -> str | None:

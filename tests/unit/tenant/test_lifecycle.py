@@ -280,6 +280,19 @@ async def test_a_timeline_is_deleted_in_the_end(tmp_path: Path) -> None:
     await again.stop()
 
 
+async def test_an_unfinished_import_that_was_deleted_does_not_begin_again(tmp_path: Path) -> None:
+    """Goal: a deletion that was answered survives a crash. Method: kill at the moment of the answer."""
+    world = await World.start(tmp_path)
+    tenant = await attach(world)
+    world.way_in.fail_import = RequestError("the slot is gone")
+    await tenant.create_from_primary(ROOT, {"conninfo": "host=primary"})
+    await tenant.delete_timeline(ROOT)
+    await world.kill()
+    again = await World.start(tmp_path)
+    assert again.manager.get(TENANT).timelines == {}
+    await again.stop()
+
+
 async def test_a_failed_import_from_files_leaves_nothing(tmp_path: Path) -> None:
     world = await World.start(tmp_path)
     tenant = await attach(world)
