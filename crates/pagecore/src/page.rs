@@ -12,6 +12,8 @@
 //! contradicts itself is a [`Fault`]. The bytes of the hole and of the padding after items come out as PostgreSQL leaves
 //! them, because whole pages are compared with its own.
 
+use std::ops::Range;
+
 use crate::{Lsn, BLCKSZ};
 
 /// The bytes of one page.
@@ -484,6 +486,8 @@ impl<'a> Page<'a> {
         }
         let copy = if in_order { None } else { Some(*self.0) };
         let mut upper = limits.special;
+        // Items that lie side by side move as one.
+        let (mut run, mut run_to) = (limits.special..limits.special, limits.special);
         for offset in 1..=count {
             let id = self.line_pointer(offset);
             if !id.has_storage() {
@@ -494,14 +498,25 @@ impl<'a> Page<'a> {
                 Some(upper) if upper >= limits.lower => upper,
                 _ => return Err(Fault::Page("items overlap")),
             };
-            match &copy {
-                None => self.0.copy_within(start..start + size, upper),
-                Some(copy) => self.0[upper..upper + size].copy_from_slice(&copy[start..start + size]),
+            if start + size != run.start {
+                self.move_items(&copy, run, run_to);
+                run = start..start + size;
             }
+            (run.start, run_to) = (start, upper);
             self.set_line_pointer(offset, id.with_offset(upper as u16));
         }
+        self.move_items(&copy, run, run_to);
         self.set_upper(upper);
         Ok(())
+    }
+
+    /// Copies bytes up, out of the page as it was or within it. The caller has checked both places.
+    fn move_items(&mut self, copy: &Option<PageBytes>, from: Range<usize>, to: usize) {
+        match copy {
+            _ if from.start == to => {}
+            None => self.0.copy_within(from, to),
+            Some(copy) => self.0[to..to + from.len()].copy_from_slice(&copy[from]),
+        }
     }
 
     /// Closes the gaps between items after pruning (RepairFragmentation). `truncate`: line pointers that are unused to
