@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,11 @@ def test_both_engines_give_the_same_pages_and_say_who_did_it(setting: Setting) -
         pid = setting.process_of(server, 0)
         assert pid is not None
         assert setting.process_of(server, 1) is None, "nobody has asked for the other tenant"
+        last, never = (
+            server.api("GET", f"/v1/tenant/{tenant}")["walredo"]["last_redo_at"] for tenant, _ in setting.tenants
+        )
+        assert never is None
+        assert timedelta() <= datetime.now(UTC) - datetime.fromisoformat(last) < timedelta(minutes=2)
     assert not Path(f"/proc/{pid}").exists(), "it has ended with its server"
 
 

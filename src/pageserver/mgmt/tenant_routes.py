@@ -43,11 +43,14 @@ async def get_tenant(request: Request) -> Response:
         except PageServerError:
             # The state that is reported says it all.
             context_of(request).log.debug("tenant is not active", tenant=str(tenant.shard))
-    pid = tenant.redo_pid()
+    pid, last = tenant.redo_pid(), tenant.last_redo_at()
     return JSONResponse(
         {
             **tenant_info(tenant, with_size=True),
-            "walredo": {"last_redo_at": None, "process": None if pid is None else {"pid": pid}},
+            "walredo": {
+                "last_redo_at": None if last is None else f"{last:%Y-%m-%dT%H:%M:%S.%f}Z",
+                "process": None if pid is None else {"pid": pid},
+            },
             "timelines": [str(timeline_id) for timeline_id in sorted(tenant.timelines)],
         }
     )

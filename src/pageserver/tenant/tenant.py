@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from pageserver.config import TenantSettings
@@ -244,6 +245,11 @@ class Tenant:
 
     def redo_pid(self) -> int | None:
         return None if self._redo is None else self._redo.pid()
+
+    def last_redo_at(self) -> datetime | None:
+        """Return when records last went to the WAL redo process (walredo.md 2.2)."""
+        idle = None if self._redo is None else self._redo.idle_seconds()
+        return None if idle is None else self._resources.clock.now() - timedelta(seconds=idle)
 
     def stop_idle_redo(self, idle_seconds: float) -> None:
         if self._redo is not None:
