@@ -5,6 +5,7 @@ mod crc;
 mod errors;
 mod ingest;
 mod ingest_target;
+mod layers;
 mod python_store;
 mod redo;
 mod redo_chains;
@@ -26,6 +27,8 @@ mod _core {
         SlruZeroPage, TablespaceCreate, TablespaceDrop, TransactionEnd, TransactionPrepare, WalIngest,
     };
     #[pymodule_export]
+    use crate::layers::{layer_entries, layer_summary, layer_value, LayerInfo};
+    #[pymodule_export]
     use crate::python_store::PageBridge;
     #[pymodule_export]
     use crate::redo::{PyRedoMetrics, PyRedoPool};
@@ -38,7 +41,7 @@ mod _core {
     #[pymodule_export]
     use crate::serve::{PageService, PyBackupRequest, PyBackupSink, PyLeaseAnswer, ServedTimeline};
     #[pymodule_export]
-    use crate::store::{layer_entries, layer_summary, layer_value, Caches, LayerInfo, OpenLayerInfo, TimelineStore};
+    use crate::store::{Caches, OpenLayerInfo, TimelineStore};
     #[pymodule_export]
     use crate::verify::{compare_blocks, read_blocks_each};
     #[pymodule_export]
