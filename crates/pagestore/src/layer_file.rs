@@ -69,6 +69,9 @@ struct Opened {
     timeline_id: [u8; 16],
 }
 
+/// How often one read fetches a file that an eviction takes away again before the read has it open.
+const FETCHES_MAX: usize = 8;
+
 /// Brings layer files that are not on this disk.
 pub trait LayerFetch: Send + Sync {
     /// Blocks until the file is at the layer's path, complete. Called by several readers at once; one transfer serves them all.
@@ -176,11 +179,13 @@ impl LayerFile {
     }
 
     fn file(&self) -> Result<Arc<File>, StoreError> {
-        if let Some(file) = self.local_file()? {
-            return Ok(file);
-        }
         let missing = || StoreError::io("open layer file", &self.path, &ErrorKind::NotFound.into());
-        self.fetch.as_ref().ok_or_else(missing)?.fetch(&self.name)?;
+        for _ in 0..FETCHES_MAX {
+            if let Some(file) = self.local_file()? {
+                return Ok(file);
+            }
+            self.fetch.as_ref().ok_or_else(missing)?.fetch(&self.name)?;
+        }
         self.local_file()?.ok_or_else(missing)
     }
 

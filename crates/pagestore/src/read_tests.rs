@@ -636,3 +636,39 @@ fn an_evicted_layer_is_fetched_by_the_next_read_and_one_that_is_nowhere_else_sta
     let error = store.get(block(1), Lsn(0x20)).unwrap_err();
     assert!(matches!(error, StoreError::Download { .. }), "{error}");
 }
+
+/// Says that it brought the file, and has it evicted before anybody could open it: a given number of times.
+struct Evicted {
+    shelf: Shelf,
+    times: usize,
+}
+
+impl crate::LayerFetch for Evicted {
+    fn fetch(&self, name: &LayerName) -> Result<(), StoreError> {
+        self.shelf.fetch(name)?;
+        if self.shelf.calls.load(std::sync::atomic::Ordering::Relaxed) <= self.times {
+            std::fs::remove_file(&self.shelf.to).unwrap();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_read_fetches_again_what_an_eviction_took_before_it_was_open() {
+    for (times, succeeds) in [(3, true), (usize::MAX, false)] {
+        let dir = TempDir::new();
+        let plain = new_store(&dir);
+        put(&plain, 0x20, &[(block(1), &page(1))]);
+        let written = flush(&plain);
+        let from = dir.path().join("shelf");
+        std::fs::rename(&written.path, &from).unwrap();
+        let shelf = Shelf { from, to: written.path.clone(), calls: std::sync::atomic::AtomicUsize::new(0) };
+        let fetch = Arc::new(Evicted { shelf, times });
+        let config = crate::TimelineConfig { fetch: Some(Arc::clone(&fetch) as _), ..store_config(&dir, 0x20) };
+        let store = TimelineStore::new(config).unwrap();
+        store.add_layers(std::slice::from_ref(&written)).unwrap();
+        let answer = store.get(block(1), Lsn(0x20));
+        let calls = fetch.shelf.calls.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!((answer.is_ok(), calls), (succeeds, if succeeds { 4 } else { 8 }), "{answer:?}");
+    }
+}
