@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -57,6 +59,24 @@ def test_a_page_is_served_from_an_empty_disk_after_fetching_only_what_it_needs(
         assert get_page(second, path, Key.relation_block(relation, 0), lsn) == page
         assert second.metrics()[DOWNLOADED] == needed
 
+        # What is evicted leaves the disk, and comes back with the next read.
+        directory = server_dir / "two" / "tenants" / tenant["id"] / "timelines" / timeline
+        resident = [
+            one["layer_file_name"]
+            for one in second.pagectl("layer", "map", "--timeline", timeline)["historic_layers"]
+            if not one["remote"]
+        ]
+        assert len(resident) == needed
+        assert layer_files(directory)
+        outcomes = second.pagectl("layer", "evict", "--timeline", timeline, *resident)
+        assert [one["outcome"] for one in outcomes] == ["evicted"] * len(resident)
+        assert not layer_files(directory)
+        assert get_page(second, path, Key.relation_block(relation, 0), lsn) == page
+        # One whose index is still in memory, and does not have the key, need not come.
+        assert needed < second.metrics()[DOWNLOADED] <= 2 * needed
+        read_while_evicting(second, path, Key.relation_block(relation, 0), lsn, page, resident)
+        assert get_page(second, path, Key.relation_block(relation, 0), lsn) == page
+
         # A layer that is gone from the bucket is an error that names it; the rest of the timeline goes on.
         for lost in (server_dir / "bucket").rglob("*__*"):
             lost.unlink()
@@ -65,6 +85,58 @@ def test_a_page_is_served_from_an_empty_disk_after_fetching_only_what_it_needs(
         assert answer.status_code >= 500
         assert "could not be downloaded" in answer.text
         assert get_page(second, path, Key.relation_block(relation, 0), lsn) == page
+
+
+def test_all_layers_come_at_once_on_request(make_server: MakeServer, server_dir: Path) -> None:
+    """Goal: layers that were evicted one by one come back by one task; the claims say who was attached."""
+    settings = {"remote_storage": f"{{local_path='{server_dir / 'bucket'}'}}"}
+    primary = make_server(16, "primary")
+    with PageServerProcess(server_dir / "one", settings=settings) as server:
+        server.pagectl("tenant", "create")
+        (tenant,) = server.api("GET", "/v1/tenant")
+        timeline = server.pagectl("timeline", "create", "--primary", primary.conninfo())["timeline_id"]
+        layers = server.pagectl("layer", "map", "--timeline", timeline)["historic_layers"]
+        wait_until_uploaded(server, timeline, Lsn.parse(primary.value("SELECT pg_switch_wal()")))
+        names = [one["layer_file_name"] for one in layers]
+        server.pagectl("layer", "evict", "--timeline", timeline, *names)
+        status = server.pagectl("layer", "download", "--timeline", timeline, "--all")
+        assert status["state"] == "Completed"
+        assert status["successful_download_count"] == status["total_layer_count"] == len(names)
+        layers = server.pagectl("layer", "map", "--timeline", timeline)["historic_layers"]
+        assert not any(one["remote"] for one in layers)
+        record = server.pagectl("tenant", "generations")
+        assert [claim["generation"] for claim in record["claims"]] == [1]
+        assert (tenant["generation"], record["next_generation"]) == (1, 2)
+
+
+def layer_files(directory: Path) -> list[str]:
+    return [file.name for file in directory.iterdir() if "__" in file.name]
+
+
+def read_while_evicting(
+    server: PageServerProcess, path: str, key: Key, lsn: str, page: bytes, names: list[str]
+) -> None:
+    """Read a page again and again while its layers are evicted again and again; every answer is the page."""
+    evictions = 0
+    stop = threading.Event()
+
+    def evict() -> None:
+        nonlocal evictions
+        while not stop.is_set():
+            for name in names:
+                answer = httpx.delete(f"{server.url}{path}/layer/{name}", timeout=60)
+                assert answer.status_code in (200, 304), answer.text
+                evictions += answer.status_code == 200
+
+    with ThreadPoolExecutor(1) as pool:
+        evicting = pool.submit(evict)
+        try:
+            for _ in range(50):
+                assert get_page(server, path, key, lsn) == page
+        finally:
+            stop.set()
+        evicting.result(60)
+    assert evictions > 0
 
 
 def wait_until_uploaded(server: PageServerProcess, timeline: str, lsn: Lsn) -> None:

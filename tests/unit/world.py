@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -20,7 +20,7 @@ import structlog
 
 from pageserver.clock import SystemClock
 from pageserver.config import RepositoryKind, ServerSettings, parse_settings
-from pageserver.errors import MissingKeyError, RequestError
+from pageserver.errors import MissingKeyError, NotFoundError, RequestError
 from pageserver.ids import Generation, TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import GenerationClaim, LayerName, LocalStore, paths
@@ -65,6 +65,7 @@ class FakeStore:
     parameters: StoreParameters
     values: dict[bytes, bytes] = field(default_factory=dict)
     named: dict[str, FakeLayer] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
     frozen: list[tuple[int, int]] = field(default_factory=list)
     size_bytes: int = 0
     fail_flush: Exception | None = None
@@ -106,17 +107,22 @@ class FakeStore:
     def add_layers(self, layers: Sequence[tuple[str, str | PathLike[str], int]]) -> None:
         for name, path, file_size in layers:
             assert self.parameters.download is not None or Path(path).stat().st_size == file_size
-            self.named[name] = FakeLayer(name, file_size)
+            self.named[name], self.paths[name] = FakeLayer(name, file_size), Path(path)
 
     def evict_layers(self, names: list[str]) -> None:
-        raise NotImplementedError
+        for name in names:
+            if name not in self.named:
+                raise NotFoundError(f"layer {name} is not in the layer map")
+            if self.parameters.download is None:
+                raise RequestError(f"layer {name} is nowhere else")
+            self.paths[name].unlink(missing_ok=True)
 
     def remove_layers(self, names: list[str]) -> None:
         for name in names:
             del self.named[name]
 
     def layers(self) -> list[Any]:
-        return list(self.named.values())
+        return [replace(layer, is_resident=self.paths[layer.name].exists()) for layer in self.named.values()]
 
     def get(self, key: bytes, lsn: int) -> bytes:
         if key not in self.values:
@@ -160,7 +166,8 @@ class FakeStore:
     def write_layer(self, name: str, generation: int | None) -> FakeLayer:
         content = name.encode()
         local = paths.local_layer_name(str(LayerName.parse(name)), Generation(generation))
-        (self.parameters.directory / local).write_bytes(content)
+        self.paths[name] = self.parameters.directory / local
+        self.paths[name].write_bytes(content)
         self.named[name] = FakeLayer(name, len(content))
         return self.named[name]
 

@@ -56,6 +56,10 @@ class ApiClient:
     def delete(self, path: str) -> Any:
         return self._ask("DELETE", path).json()
 
+    def change(self, method: str, path: str) -> bool:
+        """Have something done; False if it was so already (304)."""
+        return self._ask(method, path).status_code != httpx.codes.NOT_MODIFIED
+
     @contextmanager
     def stream(self, path: str, **params: Any) -> Iterator[httpx.Response]:
         """Fetch a large body piece by piece. Raises ApiRefusal."""

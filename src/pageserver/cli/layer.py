@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pageserver._core import layer_entries, layer_summary, layer_value
+from pageserver.cli import layer_residence
 from pageserver.cli.client import Session
 from pageserver.cli.output import make_table, show, size_text, tenant_option
 from pageserver.cli.page import hex_dump
@@ -20,6 +21,7 @@ from pageserver.remote.layer_name import LayerKind
 
 
 def register(group: click.Group) -> None:
+    layer_residence.add_commands(layer)
     group.add_command(layer)
 
 

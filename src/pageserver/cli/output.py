@@ -23,11 +23,13 @@ def timeline_option(command: F) -> F:
     return click.option("--timeline", required=True, help="Timeline id.")(command)
 
 
-def show(session: Session, data: Any, table: Callable[[], Table]) -> None:
-    """Print `data` as JSON, or the table for people."""
+def show(session: Session, data: Any, table: Callable[[], Table], *, heading: str | None = None) -> None:
+    """Print `data` as JSON, or the table for people, under a heading that may be wider than the table."""
     if session.as_json:
         click.echo(json.dumps(data))
     else:
+        if heading is not None:
+            session.console.print(heading, style="italic", highlight=False)
         session.console.print(table())
 
 

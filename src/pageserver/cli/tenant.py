@@ -64,6 +64,26 @@ def detail(session: Session, tenant_id: str | None) -> None:
 
 
 @tenant.command()
+@click.argument("tenant_id", required=False)
+@click.option("--limit", type=click.IntRange(min=0), help="Show at most this many claims; 100 if left out.")
+@click.pass_obj
+def generations(session: Session, tenant_id: str | None, limit: int | None) -> None:
+    """Show who claimed which generation in the store: a controller that takes over must start above them."""
+    shard = session.resolve_tenant(tenant_id)
+    record = session.client.get(f"/v1/tenant/{shard}/generations", limit=limit)
+    rows = [
+        (str(claim["generation"]), *(_text(claim[key]) for key in ("node_id", "host", "claimed_at", "instance")))
+        for claim in record["claims"]
+    ]
+    heading = (
+        f"{record['claims_total']} claims, the highest {record['highest_claim']}; "
+        f"highest of an object {record['highest_object']}; next {record['next_generation']}"
+    )
+    columns = ("generation", "node", "host", "claimed at", "instance")
+    show(session, record, lambda: make_table(columns, rows), heading=heading)
+
+
+@tenant.command()
 @click.argument("tenant_id")
 @click.confirmation_option(prompt="Delete this tenant with all its timelines, for good?")
 @click.pass_obj
@@ -71,6 +91,10 @@ def delete(session: Session, tenant_id: str) -> None:
     """Delete a tenant for good."""
     session.client.delete(f"/v1/tenant/{parse_tenant(tenant_id)}")
     show(session, None, lambda: make_table(("deleted",), [(tenant_id,)]))
+
+
+def _text(value: object) -> str:
+    return "?" if value is None else str(value)
 
 
 def _settings(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -33,6 +33,12 @@ class GcBody(_Body):
     gc_horizon: Annotated[int, Field(ge=0, lt=1 << 64)] | None = None
 
 
+class DownloadLayersBody(_Body):
+    """`POST download_remote_layers`."""
+
+    max_concurrent_downloads: Annotated[int, Field(ge=1)]
+
+
 class LocationConfigBody(BaseModel):
     """`PUT location_config`: an unknown key at the top level is an error, inside `tenant_conf` it is kept and
     ignored.

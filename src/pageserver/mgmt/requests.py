@@ -5,7 +5,7 @@ repeated if they agree.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -73,6 +73,24 @@ def parse_bool(text: str) -> bool:
     if text not in ("true", "false"):
         raise ValueError("provided string was not `true` or `false`")
     return text == "true"
+
+
+def parse_count(text: str) -> int:
+    """Read a number that is not negative."""
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError("expected a number")
+    return int(text)
+
+
+def parse_choice(choices: Sequence[str]) -> Callable[[str], str]:
+    """Return a parser that takes one of `choices`, nothing else."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return text
+
+    return parse
 
 
 def parse_pg_version(text: str) -> int:

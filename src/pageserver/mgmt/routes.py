@@ -5,6 +5,7 @@ from __future__ import annotations
 from pageserver.mgmt import (
     data_directory_routes,
     import_routes,
+    layer_routes,
     process_routes,
     tenant_routes,
     timeline_routes,
@@ -15,6 +16,7 @@ ROUTERS = [
     process_routes.router,
     tenant_routes.router,
     timeline_routes.router,
+    layer_routes.router,
     import_routes.router,
     data_directory_routes.router,
     unbuilt_routes.router,

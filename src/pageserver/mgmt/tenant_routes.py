@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,11 +20,14 @@ from pageserver.mgmt.app import ACTIVE_WAIT_SECONDS, ApiContext, context_of
 from pageserver.mgmt.errors import ApiError, bad_request
 from pageserver.mgmt.models import LocationConfigBody, WaitTimeout
 from pageserver.mgmt.process_routes import tenant_info
-from pageserver.mgmt.requests import json_body, model_body, query_flag, query_param, tenant_shard_id
+from pageserver.mgmt.requests import json_body, model_body, parse_count, query_flag, query_param, tenant_shard_id
 from pageserver.tenant import Attached, Tenant
 from pageserver.timeline import Timeline
 
 router = APIRouter()
+
+_CLAIMS_SHOWN = 100
+_CLAIM_KEYS = ("node_id", "instance", "host", "claimed_at")
 
 
 async def active_tenant(context: ApiContext, shard: TenantShardId) -> Tenant:
@@ -88,6 +91,29 @@ async def upload_heatmap(request: Request) -> Response:
     manager = context_of(request).manager
     await manager.heatmaps.upload(manager.get(tenant_shard_id(request)), only_if_changed=False)
     return JSONResponse(None)
+
+
+@router.get("/v1/tenant/{tenant_shard_id}/generations")
+async def get_generations(request: Request) -> Response:
+    """Ours: who claimed which generation of a tenant in the store, attached here or not (standalone.md 1); the newest
+    `limit` (100) claims, newest first.
+    """
+    manager = context_of(request).manager
+    shard = tenant_shard_id(request)
+    limit = query_param(request, "limit", parse_count)
+    record = await manager.read_generations(shard, claims_max=_CLAIMS_SHOWN if limit is None else limit)
+    return JSONResponse(
+        {
+            "claims": [
+                {"generation": number, **(asdict(claim) if claim else dict.fromkeys(_CLAIM_KEYS))}
+                for number, claim in record.claims.items()
+            ],
+            "claims_total": record.claims_total,
+            "highest_claim": record.highest_claim,
+            "highest_object": record.highest_object,
+            "next_generation": record.next_generation,
+        }
+    )
 
 
 @router.get("/v1/tenant/{tenant_shard_id}/config")

@@ -100,7 +100,7 @@ async def delete_timeline(request: Request) -> Response:
 
 @router.get(ONE + "/keyspace")
 async def get_keyspace(request: Request) -> Response:
-    tenant, timeline = await _timeline(request)
+    tenant, timeline = await open_timeline(request)
     lsn = query_param(request, "at_lsn", parse_lsn) or timeline.last_record_lsn
     snapshot = timeline.snapshot(lsn)
     collected = await asyncio.to_thread(collect_keyspace, snapshot, tenant.location.shard)
@@ -112,7 +112,7 @@ async def get_page(request: Request) -> Response:
     """The value of a key at an LSN; with `Accept: application/octet-stream` (ours) as it is, else as the JSON of
     5.6.
     """
-    _, timeline = await _timeline(request)
+    _, timeline = await open_timeline(request)
     key = query_param(request, "key", Key.parse)
     if key is None:
         raise bad_request("missing 'key' query parameter")
@@ -128,7 +128,7 @@ async def get_page(request: Request) -> Response:
 
 @router.get(ONE + "/get_lsn_by_timestamp")
 async def get_lsn_by_timestamp(request: Request) -> Response:
-    tenant, timeline = await _timeline(request)
+    tenant, timeline = await open_timeline(request)
     _check_shard_zero(tenant)
     wanted = required_query_param(request, "timestamp", parse_timestamp)
     if query_flag(request, "with_lease", default=False):
@@ -147,7 +147,7 @@ async def get_lsn_by_timestamp(request: Request) -> Response:
 
 @router.get(ONE + "/get_timestamp_of_lsn")
 async def get_timestamp_of_lsn(request: Request) -> Response:
-    tenant, timeline = await _timeline(request)
+    tenant, timeline = await open_timeline(request)
     _check_shard_zero(tenant)
     lsn = required_query_param(request, "lsn", parse_lsn)
     found = await asyncio.to_thread(find_timestamp_for_lsn, timeline.store, lsn)
@@ -161,7 +161,7 @@ async def get_timestamp_of_lsn(request: Request) -> Response:
 @router.put(ONE + "/checkpoint")
 async def checkpoint(request: Request) -> Response:
     """Freeze and flush, so that tests and tools need not wait for the next roll. Publishing is part of every flush."""
-    _, timeline = await _timeline(request)
+    _, timeline = await open_timeline(request)
     if any(query_flag(request, name, default=False) for name in _COMPACTION_FLAGS):
         raise not_built("compaction")
     if query_flag(request, "wait_until_flushed", default=True):
@@ -174,7 +174,7 @@ async def checkpoint(request: Request) -> Response:
 @router.put(ONE + "/do_gc")
 async def do_gc(request: Request) -> Response:
     """Collect garbage now, with the tenant's horizon or the given one. Layered repositories cannot do it yet."""
-    tenant, timeline = await _timeline(request)
+    tenant, timeline = await open_timeline(request)
     if not tenant.garbage.removes_versions:
         raise not_built("garbage collection of layers")
     body = await model_body(request, GcBody)
@@ -193,17 +193,11 @@ async def do_gc(request: Request) -> Response:
     )
 
 
-@router.get(ONE + "/layer")
-async def list_layers(request: Request) -> Response:
-    """LayerMapInfo (5.4). Accesses are not counted yet: `access_time` is 0."""
-    _, timeline = await _timeline(request)
-    return JSONResponse(await asyncio.to_thread(_layer_map, timeline))
-
-
 _COMPACTION_FLAGS = ("force_l0_compaction", "force_repartition", "force_image_layer_creation")
 
 
-async def _timeline(request: Request) -> tuple[Tenant, Timeline]:
+async def open_timeline(request: Request) -> tuple[Tenant, Timeline]:
+    """Return the timeline that the path names, and its tenant, which serves. Raises what 3.3 lists."""
     tenant = await active_tenant(context_of(request), tenant_shard_id(request))
     return tenant, tenant.get_timeline(timeline_id(request))
 
@@ -215,30 +209,6 @@ async def _info_json(request: Request, tenant: Tenant, info: TimelineInfo) -> di
         snapshot = tenant.get_timeline(info.timeline_id).snapshot(info.last_record_lsn)
         body["current_logical_size_non_incremental"] = await asyncio.to_thread(snapshot.logical_size)
     return body
-
-
-def _layer_map(timeline: Timeline) -> dict[str, Any]:
-    in_memory: list[dict[str, Any]] = []
-    layer = timeline.store.open_layer()
-    if layer is not None:
-        in_memory.append({"kind": "Open", "lsn_start": str(Lsn(layer.lsn_start))})
-    historic: list[dict[str, Any]] = []
-    for facts in timeline.store.layers():
-        is_delta = facts.kind == "delta"
-        entry: dict[str, Any] = {
-            "kind": "Delta" if is_delta else "Image",
-            "layer_file_name": facts.name,
-            "layer_file_size": facts.file_size,
-            "lsn_start": str(Lsn(facts.lsn_start)),
-        }
-        if is_delta:
-            entry["lsn_end"] = str(Lsn(facts.lsn_end))
-        entry["remote"] = not facts.is_resident
-        entry["access_stats"] = {"access_time": 0, "residence_time": 0, "visible": True}
-        if is_delta:
-            entry["l0"] = facts.is_l0
-        historic.append(entry)
-    return {"in_memory_layers": in_memory, "historic_layers": historic}
 
 
 def _check_readable(timeline: Timeline, lsn: Lsn) -> None:

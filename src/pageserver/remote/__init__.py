@@ -5,7 +5,13 @@ local files are a cache of what it names. This room knows stores, paths, generat
 about tenants or timelines.
 """
 
-from pageserver.remote.generations import GenerationClaim, claim_generation, find_generationed
+from pageserver.remote.generations import (
+    GenerationClaim,
+    GenerationRecord,
+    claim_generation,
+    find_generationed,
+    read_generations,
+)
 from pageserver.remote.index_part import IndexDecodeError, IndexPart, LayerEntry, TimelineMetadata
 from pageserver.remote.layer_name import LayerName, LayerNameError
 from pageserver.remote.local_store import LocalStore
@@ -26,6 +32,7 @@ from pageserver.remote.storage import (
 __all__ = [
     "FetchedObject",
     "GenerationClaim",
+    "GenerationRecord",
     "IndexDecodeError",
     "IndexPart",
     "LayerEntry",
@@ -46,4 +53,5 @@ __all__ = [
     "delete_prefix",
     "find_generationed",
     "open_object_storage",
+    "read_generations",
 ]

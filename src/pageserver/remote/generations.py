@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -68,6 +69,19 @@ class GenerationClaim:
         body = {"node_id": self.node_id, "instance": self.instance, "host": self.host, "claimed_at": self.claimed_at}
         return json.dumps(body, separators=(",", ":")).encode()
 
+    @classmethod
+    def decode(cls, content: bytes) -> GenerationClaim:
+        """Read what `encode` wrote; further keys are ignored. Raises ValueError."""
+        body = json.loads(content)
+        try:
+            claim = cls(body["node_id"], body["instance"], body["host"], body["claimed_at"])
+        except (KeyError, TypeError) as error:
+            raise ValueError("not a claim of a generation") from error
+        texts = (claim.instance, claim.host, claim.claimed_at)
+        if not isinstance(claim.node_id, int) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("not a claim of a generation")
+        return claim
+
 
 async def claim_generation(
     storage: ObjectStorage, shard: TenantShardId, claim: GenerationClaim, *, wanted: int | None = None
@@ -94,6 +108,31 @@ async def claim_generation(
     raise UnavailableError(
         f"no generation of {shard} could be claimed in {_CLAIM_ATTEMPTS_MAX} attempts", shard=str(shard)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRecord:
+    """What the store knows about a shard's generations. `claims` are the newest ones, newest first; a claim whose
+    object cannot be understood is None. `highest_claim` and `highest_object` are 0 if there is none.
+    """
+
+    claims: Mapping[int, GenerationClaim | None]
+    claims_total: int
+    highest_claim: int
+    highest_object: int
+
+    @property
+    def next_generation(self) -> int:
+        """The one that the next claim would get, and a controller that takes over must start with, or above."""
+        return max(self.highest_claim, self.highest_object) + 1
+
+
+async def read_generations(storage: ObjectStorage, shard: TenantShardId, *, claims_max: int) -> GenerationRecord:
+    """Tell who claimed which generation. Raises UnavailableError."""
+    numbers = sorted([number async for number in _claims(storage, shard)], reverse=True)
+    claims = {number: await _read_claim(storage, shard, number) for number in numbers[:claims_max]}
+    highest_object = await _highest_object(storage, shard)
+    return GenerationRecord(claims, len(numbers), max(numbers, default=0), highest_object)
 
 
 async def probe_store(storage: ObjectStorage, instance: str) -> None:
@@ -184,13 +223,22 @@ async def _fetch(storage: ObjectStorage, key: str) -> FetchedObject:
 
 
 async def _highest_claim(storage: ObjectStorage, shard: TenantShardId) -> int:
-    highest = 0
+    return max([number async for number in _claims(storage, shard)], default=0)
+
+
+async def _claims(storage: ObjectStorage, shard: TenantShardId) -> AsyncIterator[int]:
     prefix = paths.claims_prefix(shard)
     async for item in storage.list_objects(prefix):
         digits = item.key.removeprefix(prefix).removesuffix(".json")
         if re.fullmatch(r"[0-9a-f]{8}", digits):
-            highest = max(highest, int(digits, 16))
-    return highest
+            yield int(digits, 16)
+
+
+async def _read_claim(storage: ObjectStorage, shard: TenantShardId, number: int) -> GenerationClaim | None:
+    try:
+        return GenerationClaim.decode(await storage.get(paths.claim_key(shard, Generation(number))))
+    except ValueError:
+        return None
 
 
 async def _highest_object(storage: ObjectStorage, shard: TenantShardId) -> int:

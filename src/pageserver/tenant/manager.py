@@ -27,7 +27,7 @@ from pageserver.errors import (
     UnavailableError,
 )
 from pageserver.ids import Generation, TenantShardId
-from pageserver.remote import paths
+from pageserver.remote import GenerationRecord, paths, read_generations
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.local_store import make_directory_durable, overwrite_durably, sync_directory
 from pageserver.tenant.deletion import check_may_delete
@@ -262,6 +262,10 @@ class TenantManager:
                 await self._update_attached(slot, request.location.with_generation(wanted), flush_seconds)
                 return
         await self._replace(shard, request)
+
+    async def read_generations(self, shard: TenantShardId, *, claims_max: int) -> GenerationRecord:
+        """Tell who claimed which generation in the store, whether the shard is attached here or not."""
+        return await read_generations(self._resources.storage, shard, claims_max=claims_max)
 
     async def detach(self, shard: TenantShardId) -> None:
         """Shut a shard down and remove its local files. Absent is fine. Refused where the local disk is the only

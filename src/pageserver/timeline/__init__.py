@@ -9,15 +9,25 @@ from pageserver.timeline.downloads import DownloadCounts, LayerDownloads
 from pageserver.timeline.engine import Engine, LayerFacts, OpenLayer, RedoPool, StoreParameters, TimelineStore
 from pageserver.timeline.info import ImportProgress, SourceStatus, TimelineInfo
 from pageserver.timeline.repository import Repository, check_repository
+from pageserver.timeline.residence import (
+    DownloadTaskRunsError,
+    DownloadTaskState,
+    EvictionRefusedError,
+    LayerNotFoundError,
+)
 from pageserver.timeline.state import TimelineState, TimelineStatus
 from pageserver.timeline.timeline import Timeline, TimelineIdentity
 
 __all__ = [
     "DownloadCounts",
+    "DownloadTaskRunsError",
+    "DownloadTaskState",
     "Engine",
+    "EvictionRefusedError",
     "ImportProgress",
     "LayerDownloads",
     "LayerFacts",
+    "LayerNotFoundError",
     "OpenLayer",
     "RedoPool",
     "Repository",

@@ -31,6 +31,7 @@ from pageserver.remote.source_document import SourceDocument
 from pageserver.timeline.downloads import LayerDownloads
 from pageserver.timeline.engine import LayerFacts, TimelineStore
 from pageserver.timeline.info import SourceStatus, TimelineInfo
+from pageserver.timeline.residence import LayerResidence
 from pageserver.timeline.rolling import OpenLayerFacts, RollLimits, plan_roll
 from pageserver.timeline.state import ACTIVE, LOADING, STOPPING, TimelineState, TimelineStatus
 
@@ -84,6 +85,9 @@ class Timeline:
         self.store = store
         self.remote = remote
         self._downloads = downloads
+        self.residence = LayerResidence(
+            store, remote, downloads, shard=identity.tenant_shard_id, timeline_id=identity.timeline_id, log=log
+        )
         self.document = document
         self.flavour = (document or SourceDocument()).traits.flavour
         self.state: TimelineState = LOADING
@@ -227,6 +231,7 @@ class Timeline:
         """Let go of the store's and the engine's half; the last step of a shutdown. Readers that wait for a layer go
         first; afterwards nothing is uploaded.
         """
+        await self.residence.close()
         if self._downloads is not None:
             await self._downloads.close()
         await self.remote.close()

@@ -54,8 +54,8 @@ class Api:
 
 
 @asynccontextmanager
-async def serve(workdir: Path, **settings: Any) -> AsyncIterator[Api]:
-    world = await World.start(workdir, **settings)
+async def serve(workdir: Path, *, bucket: Path | None = None, **settings: Any) -> AsyncIterator[Api]:
+    world = await World.start(workdir, bucket=bucket, **settings)
     config = ServerConfig(workdir=workdir, node_id=1234, settings=world.resources.settings, ignored_items=("foo",))
     context = ApiContext(
         config=config,
@@ -280,3 +280,12 @@ async def test_metrics_name_what_was_ignored(api: Api) -> None:
     assert (
         f'pageserver_last_record_lsn{{tenant_id="{TENANT}",shard_id="0000",timeline_id="{ROOT}"}} {int(START)}' in text
     )
+
+
+async def test_a_tenant_is_deleted_with_its_timelines(api: Api) -> None:
+    await api.follow()
+    status, body = await api.ask("GET", f"{T}/timeline_and_offloaded")
+    assert (status, [one["timeline_id"] for one in body["timelines"]], body["offloaded"]) == (200, [str(ROOT)], [])
+    status, _ = await api.ask("DELETE", T)
+    assert status == 200
+    assert (await api.ask("GET", T))[0] == 404
