@@ -68,6 +68,7 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
     last: list[tuple[dict[str, str], float]] = []
     consistent: list[tuple[dict[str, str], float]] = []
     size: list[tuple[dict[str, str], float]] = []
+    evictions: list[tuple[dict[str, str], float]] = []
     for tenant in manager.attached():
         states[tenant.state.status.value] = states.get(tenant.state.status.value, 0) + 1
         for timeline in tenant.open_timelines():
@@ -80,6 +81,7 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
             last.append((labels, float(info.last_record_lsn)))
             consistent.append((labels, float(info.disk_consistent_lsn)))
             size.append((labels, float(timeline.resident_bytes())))
+            evictions.append((labels, float(timeline.residence.evictions)))
     return [
         _Family(
             "pageserver_tenant_states_count",
@@ -101,6 +103,7 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
             "Total bytes of layers on-demand downloaded",
             [({}, manager.downloads.bytes)],
         ),
+        _Family("pageserver_evictions", "counter", "Number of layers evicted from the pageserver", evictions),
         _Family("pageserver_resident_physical_size", "gauge", "The size of the layer files present on disk", size),
     ]
 

@@ -127,6 +127,8 @@ class LayerResidence:
         self._numbers = itertools.count(1)
         self._task: asyncio.Task[None] | None = None
         self._is_closed = False
+        self.evictions = 0
+        """How many layers were evicted since the timeline was opened."""
         self.download_task: DownloadTaskStatus | None = None
         """The last task that brought, or brings, all layers."""
 
@@ -144,6 +146,7 @@ class LayerResidence:
             await asyncio.to_thread(self._store.evict_layers, [name])
         except NotFoundError as error:  # gone from the map meanwhile
             raise self._not_found(name) from error
+        self.evictions += 1
         self._log.info("evicted", layer=name)
         return True
 
