@@ -49,8 +49,9 @@ def create(session: Session, tenant: str | None, conninfo: str, timeline_id: str
 @tenant_option
 @click.pass_obj
 def list_timelines(session: Session, tenant: str | None) -> None:
-    """List the timelines of a tenant."""
-    timelines = session.client.get(f"/v1/tenant/{session.resolve_tenant(tenant)}/timeline")
+    """List the timelines of a tenant, those that are offloaded last."""
+    answer = session.client.get(f"/v1/tenant/{session.resolve_tenant(tenant)}/timeline_and_offloaded")
+    offloaded = [{**record, "state": "Offloaded"} for record in answer["offloaded"]]
     rows = [
         (
             info["timeline_id"],
@@ -61,10 +62,21 @@ def list_timelines(session: Session, tenant: str | None) -> None:
             info["ancestor_timeline_id"] or "-",
             info["ancestor_lsn"] or "-",
         )
-        for info in timelines
+        for info in answer["timelines"]
+    ] + [
+        (
+            record["timeline_id"],
+            "-",
+            "-",
+            f"offloaded, archived {record['archived_at']}",
+            "-",
+            record["ancestor_timeline_id"] or "-",
+            record["ancestor_retain_lsn"] or "-",
+        )
+        for record in offloaded
     ]
     columns = ("timeline", "pg", "flavour", "state", "last record", "ancestor", "at")
-    show(session, timelines, lambda: make_table(columns, rows))
+    show(session, [*answer["timelines"], *offloaded], lambda: make_table(columns, rows))
 
 
 @timeline.command()
@@ -120,6 +132,34 @@ def delete(session: Session, tenant: str | None, timeline_id: str) -> None:
     show(session, None, lambda: make_table(("deleted",), [(timeline_id,)]))
 
 
+@timeline.command()
+@tenant_option
+@click.argument("timeline_id")
+@click.pass_obj
+def archive(session: Session, tenant: str | None, timeline_id: str) -> None:
+    """Archive a timeline: it stays as it is, but nothing branches off, and it may be offloaded."""
+    _set_archival(session, tenant, timeline_id, "Archived")
+
+
+@timeline.command()
+@tenant_option
+@click.argument("timeline_id")
+@click.pass_obj
+def unarchive(session: Session, tenant: str | None, timeline_id: str) -> None:
+    """Take a timeline out of the archive; load it if it was offloaded."""
+    _set_archival(session, tenant, timeline_id, "Unarchived")
+
+
+@timeline.command()
+@tenant_option
+@click.argument("timeline_id")
+@click.pass_obj
+def offload(session: Session, tenant: str | None, timeline_id: str) -> None:
+    """Let go of an archived timeline: it is kept in object storage only, until it is unarchived."""
+    session.client.put(f"{session.timeline_path(tenant, timeline_id)}/offload")
+    show(session, None, lambda: make_table(("offloaded",), [(timeline_id,)]))
+
+
 def state_text(info: dict[str, Any]) -> str:
     """Return the state in a few words, with what an import or a source says."""
     state = info["state"]
@@ -128,7 +168,14 @@ def state_text(info: dict[str, Any]) -> str:
     if info.get("wal_source_error"):
         return f"{state}, source stopped"
     progress = info.get("import")
-    return f"importing ({progress['phase']})" if progress and state == "Loading" else str(state)
+    if progress and state == "Loading":
+        return f"importing ({progress['phase']})"
+    return f"{state}, archived" if info.get("is_archived") else str(state)
+
+
+def _set_archival(session: Session, tenant: str | None, timeline_id: str, state: str) -> None:
+    session.client.put(f"{session.timeline_path(tenant, timeline_id)}/archival_config", {"state": state})
+    show(session, None, lambda: make_table((state.lower(),), [(timeline_id,)]))
 
 
 def _watch_import(session: Session, path: str) -> dict[str, Any]:

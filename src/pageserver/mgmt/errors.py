@@ -23,6 +23,7 @@ from pageserver.errors import (
     StoppedError,
     UnavailableError,
 )
+from pageserver.remote.remote_timeline import ArchivalTimeoutError
 from pageserver.tenant import BranchRefusedError, CreationInProgressError, DifferentParametersError
 
 
@@ -61,6 +62,7 @@ _ANSWERS: tuple[tuple[type[Exception], _Answer], ...] = (
     (ConflictError, _Answer(409, "Conflict: {}")),
     (PreconditionFailedError, _Answer(412, "Precondition failed: {}")),
     (LsnTimeoutError, _Answer(408, "{}")),
+    (ArchivalTimeoutError, _Answer(408, "{}")),
     (UnavailableError, _Answer(503, "{}")),
     (StoppedError, _Answer(503, "Shutting down")),
     (CorruptDataError, _Answer(500, "{}")),

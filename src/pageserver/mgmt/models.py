@@ -93,6 +93,12 @@ class TimelineCreateBody(_Body):
         return None if self.ancestor_start_lsn is None else Lsn.parse(self.ancestor_start_lsn)
 
 
+class ArchivalBody(_Body):
+    """`PUT archival_config`."""
+
+    state: Literal["Archived", "Unarchived"]
+
+
 class WaitTimeout(_Body):
     secs: Annotated[int, Field(ge=0)]
     nanos: Annotated[int, Field(ge=0)]

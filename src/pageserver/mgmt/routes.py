@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pageserver.mgmt import (
+    archival_routes,
     data_directory_routes,
     import_routes,
     layer_routes,
@@ -15,6 +16,7 @@ from pageserver.mgmt import (
 ROUTERS = [
     process_routes.router,
     tenant_routes.router,
+    archival_routes.router,
     timeline_routes.router,
     layer_routes.router,
     import_routes.router,

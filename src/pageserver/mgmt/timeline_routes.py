@@ -69,20 +69,13 @@ async def create_timeline(request: Request) -> Response:
 @router.get(BASE)
 async def list_timelines(request: Request) -> Response:
     tenant = await active_tenant(context_of(request), tenant_shard_id(request))
-    return JSONResponse([await _info_json(request, tenant, info) for info in tenant.details()])
-
-
-@router.get("/v1/tenant/{tenant_shard_id}/timeline_and_offloaded")
-async def list_timelines_and_offloaded(request: Request) -> Response:
-    tenant = await active_tenant(context_of(request), tenant_shard_id(request))
-    timelines = [await _info_json(request, tenant, info) for info in tenant.details()]
-    return JSONResponse({"timelines": timelines, "offloaded": []})
+    return JSONResponse([await info_json(request, tenant, info) for info in tenant.details()])
 
 
 @router.get(ONE)
 async def get_timeline(request: Request) -> Response:
     tenant = await active_tenant(context_of(request), tenant_shard_id(request))
-    return JSONResponse(await _info_json(request, tenant, tenant.detail(timeline_id(request))))
+    return JSONResponse(await info_json(request, tenant, tenant.detail(timeline_id(request))))
 
 
 @router.delete(ONE)
@@ -202,7 +195,8 @@ async def open_timeline(request: Request) -> tuple[Tenant, Timeline]:
     return tenant, tenant.get_timeline(timeline_id(request))
 
 
-async def _info_json(request: Request, tenant: Tenant, info: TimelineInfo) -> dict[str, Any]:
+async def info_json(request: Request, tenant: Tenant, info: TimelineInfo) -> dict[str, Any]:
+    """Return TimelineInfo (5.3), with the size that only a count gives if the request asks for it."""
     body = info.to_json()
     wants_size = query_flag(request, "include-non-incremental-logical-size", default=False)
     if wants_size and info.state.status is TimelineStatus.ACTIVE and tenant.shard.is_shard_zero():

@@ -69,8 +69,11 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
     consistent: list[tuple[dict[str, str], float]] = []
     size: list[tuple[dict[str, str], float]] = []
     evictions: list[tuple[dict[str, str], float]] = []
+    offloaded: list[tuple[dict[str, str], float]] = []
     for tenant in manager.attached():
         states[tenant.state.status.value] = states.get(tenant.state.status.value, 0) + 1
+        shard_labels = {"tenant_id": str(tenant.shard.tenant_id), "shard_id": tenant.shard.slug()}
+        offloaded.append((shard_labels, len(tenant.archival.offloaded)))
         for timeline in tenant.open_timelines():
             labels = {
                 "tenant_id": str(tenant.shard.tenant_id),
@@ -105,6 +108,7 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
         ),
         _Family("pageserver_evictions", "counter", "Number of layers evicted from the pageserver", evictions),
         _Family("pageserver_resident_physical_size", "gauge", "The size of the layer files present on disk", size),
+        _Family("pageserver_tenant_offloaded_timelines", "gauge", "Offloaded timelines of a tenant", offloaded),
     ]
 
 

@@ -68,6 +68,13 @@ class LayerSizeError(CorruptDataError):
         )
 
 
+class ArchivalTimeoutError(UnavailableError):
+    """408: the index did not get to the store in time. It is still on its way; repeat the request."""
+
+    def __init__(self, *, timeline_id: TimelineId) -> None:
+        super().__init__("hit pageserver internal timeout", timeline_id=timeline_id)
+
+
 @dataclass(frozen=True, slots=True)
 class UploadRights:
     """What the location's attach mode allows (4.3). Uploads are always allowed: they go under our own generation."""
@@ -115,6 +122,7 @@ class RemoteTimeline:
         self.keeps_layers = keeps_layers
         self._is_in_store = loaded
         self._changes = 0
+        self._is_archival_unsettled = False
         self._blocked: list[LayerFile] = []
         self._recently_deleted: set[tuple[str, Generation]] = set()
         self.index = index
@@ -149,6 +157,22 @@ class RemoteTimeline:
     @property
     def queue(self) -> UploadQueue:
         return self._queue
+
+    @property
+    def is_archived(self) -> bool:
+        """Whether the timeline is archived, or may turn out to be after a crash."""
+        return self.index.archived_at is not None or self.clean_index.archived_at is not None
+
+    @property
+    def is_durably_archived(self) -> bool:
+        """Whether it is archived in the store, and nobody is taking it out of the archive."""
+        return self.index.archived_at is not None and self.clean_index.archived_at is not None
+
+    @property
+    def has_pending_work(self) -> bool:
+        """Whether something was scheduled and is not done."""
+        stats = self._queue.stats()
+        return self._changes > 0 or stats.queued + stats.running > 0
 
     @property
     def blocked_deletions(self) -> int:
@@ -235,16 +259,20 @@ class RemoteTimeline:
 
     async def set_archived(self, now: str | None) -> None:
         """Archive (since `now`) or, with None, take out of the archive; durable when this returns. Raises
-        UnavailableError if that takes longer than 10 s.
+        ArchivalTimeoutError if that takes longer than 10 s.
         """
+        before = self.index
         self.schedule_change(lambda index: index_changes.archived(index, now))
-        if (self.clean_index.archived_at is None) == (now is None):
+        # Also if the store has the wanted state: after a time-out, the opposite may still be on its way there.
+        self._is_archival_unsettled |= self.index is not before
+        if not self._is_archival_unsettled and (self.clean_index.archived_at is None) == (now is None):
             return
         try:
             async with asyncio.timeout(_ARCHIVAL_WAIT_SECONDS):
                 await self.wait_completion()
         except TimeoutError as error:
-            raise UnavailableError("timed out waiting for the index upload", timeline_id=self._timeline_id) from error
+            raise ArchivalTimeoutError(timeline_id=self._timeline_id) from error
+        self._is_archival_unsettled = False
 
     async def reparent(self, ancestor: TimelineId) -> None:
         """Exchange the ancestor, durably. A timeline whose uploaded index has none stays as it is."""
@@ -287,11 +315,16 @@ class RemoteTimeline:
 
     async def shutdown_if_archived(self) -> None:
         """The same for a timeline that is archived, durably and still. Raises PreconditionFailedError."""
-        if self.index.archived_at is None or self.clean_index.archived_at is None:
-            raise PreconditionFailedError("timeline is not archived", timeline_id=self._timeline_id)
-        # No await in between: nobody can take it out of the archive any more.
-        self._queue.begin_shutdown()
+        self.begin_shutdown_if_archived()
         await self._queue.shutdown()
+
+    def begin_shutdown_if_archived(self) -> None:
+        """The first half, without waiting: nobody can take it out of the archive any more. Raises
+        PreconditionFailedError.
+        """
+        if not self.is_durably_archived:
+            raise PreconditionFailedError("timeline is not archived", timeline_id=self._timeline_id)
+        self._queue.begin_shutdown()
 
     async def close(self) -> None:
         """Stop now. Afterwards no upload of this object reaches the store; deletions that are held back are leaked."""

@@ -134,6 +134,8 @@ class ManifestKeeper:
             if self._known is not None and self._known.says_the_same(manifest):
                 return False
             key = paths.manifest_key(self._shard, self._generation)
+            # Until it is known what the store has: an attempt that failed may have landed all the same.
+            self._known = None
             for failures in range(_RETRIES_MAX + 1):
                 try:
                     await single_attempts(self._storage).put(key, manifest.encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,7 +28,8 @@ from pageserver.lsn import Lsn
 from pageserver.remote import paths
 from pageserver.remote.remote_timeline import UploadRights
 from pageserver.remote.source_document import Flavour, SourceDocument, write_source_document
-from pageserver.remote.tenant_manifest import ManifestKeeper, OffloadedTimeline, TenantManifest
+from pageserver.remote.tenant_manifest import ManifestKeeper
+from pageserver.tenant.archival import Archival
 from pageserver.tenant.creation import (
     AncestorNotActiveError,
     BranchKey,
@@ -48,6 +49,7 @@ from pageserver.tenant.garbage import GarbageCollector
 from pageserver.tenant.loading import load_timelines
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig
 from pageserver.tenant.opening import TimelineOpener
+from pageserver.tenant.placeholder import Placeholder, describe
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.source_slot import RootParameters, SlotActions, SourceSlot
 from pageserver.tenant.sources import TenantSources
@@ -70,17 +72,6 @@ from pageserver.timeline.state import LOADING
 
 _DRAIN_SECONDS_MAX = 30.0
 """How long a graceful stop waits for one timeline's flush and uploads."""
-
-
-@dataclass(slots=True)
-class Placeholder:
-    """A timeline that is known but not open: still importing, or broken at load. `slot` is its source's."""
-
-    timeline_id: TimelineId
-    state: TimelineState
-    pg_version: int = 0
-    flavour: Flavour = "neon"
-    slot: SourceSlot | None = None
 
 
 class Tenant:
@@ -115,18 +106,28 @@ class Tenant:
             rights=self._upload_rights,
         )
         self._manifest = ManifestKeeper(resources.storage, shard, self.generation, clock=resources.clock, log=self._log)
-        self.offloaded: dict[TimelineId, OffloadedTimeline] = {}
         self._tasks = TaskScope()
         self._sources = TenantSources(resources.way_in, self._tasks, self._log)
         self._run_tasks: dict[TimelineId, asyncio.Task[None]] = {}
         self._creating: set[TimelineId] = set()
         self._deleting: set[TimelineId] = set()
         self._gc_and_branches = asyncio.Lock()
+        self.archival = Archival(
+            self,
+            resources,
+            shard,
+            self.generation,
+            opener=self._opener,
+            manifest=self._manifest,
+            exclusion=self._gc_and_branches,
+            tasks=self._tasks,
+            log=self._log,
+        )
         self.garbage = GarbageCollector(
             self._repository,
             timelines=self.open_timelines,
             settings=self.settings,
-            may_delete=self._may_delete,
+            may_delete=self.may_delete,
             exclusion=self._gc_and_branches,
             clock=resources.clock,
             log=self._log,
@@ -208,16 +209,9 @@ class Tenant:
             return self.location
         return replace(self.location, mode=replace(mode, mode=AttachMode.STALE))
 
-    async def upload_manifest(self) -> None:
-        """Upload the tenant manifest if it would say something new. Raises what the store raises."""
-        await self._manifest.upload(
-            TenantManifest(
-                offloaded_timelines=tuple(self.offloaded.values()), stripe_size=self.location.shard.stripe_size
-            )
-        )
-
-    def _may_delete(self) -> bool:
-        mode = self.location.mode
+    def may_delete(self) -> bool:
+        """Return whether the location is AttachedSingle, and nobody has taken over."""
+        mode = self.effective_location().mode
         return isinstance(mode, Attached) and mode.mode is AttachMode.SINGLE
 
     # Looking
@@ -259,13 +253,13 @@ class Tenant:
 
     async def create_branch(self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None) -> TimelineInfo:
         """Branch off at `start_lsn`, or at the end. Durable when this returns. Raises the errors of `creation`."""
-        self._check_active()
+        self.check_active()
         ancestor = self.timelines.get(ancestor_id)
         if not isinstance(ancestor, Timeline):
             if ancestor is not None:
                 raise AncestorNotActiveError(timeline_id=ancestor_id)
             raise UnknownAncestorError(timeline_id=ancestor_id)
-        if ancestor.remote.index.archived_at is not None:
+        if ancestor.remote.is_archived:
             raise BranchRefusedError("ancestor timeline is archived")
         if ancestor.state.status is not TimelineStatus.ACTIVE:
             raise AncestorNotActiveError(timeline_id=ancestor_id)
@@ -282,6 +276,8 @@ class Tenant:
             if existing is not None:
                 return existing
             try:
+                if ancestor.remote.is_archived or ancestor.state.status is not TimelineStatus.ACTIVE:
+                    raise BranchRefusedError("ancestor timeline is archived")
                 check_branch_point(lsn, ancestor=ancestor.remote.index, ancestor_id=ancestor_id)
                 return await self._create_branch_at(new_id, ancestor, lsn)
             finally:
@@ -291,7 +287,7 @@ class Tenant:
         """Start following a primary. When this returns the document is durable and the import runs; poll the
         timeline.
         """
-        self._check_active()
+        self.check_active()
         self._begin_creation(new_id, NeverEqual())
         try:
             slot = self._slot(new_id, None, None)
@@ -313,7 +309,7 @@ class Tenant:
         flavour: Flavour,
     ) -> None:
         """Make a root timeline from a base backup's tar. Whatever fails, nothing of it stays (tenants.md 9.6)."""
-        self._check_active()
+        self.check_active()
         self._begin_creation(new_id, NeverEqual())
         slot = self._slot(new_id, None, None)
         self.timelines[new_id] = Placeholder(new_id, LOADING, pg_version, flavour, slot)
@@ -353,25 +349,28 @@ class Tenant:
         14).
         """
         entry = self.timelines.get(timeline_id)
-        if entry is None:
+        record = self.archival.offloaded.get(timeline_id)
+        if entry is None and record is None:
             raise NotFoundError("timeline not found", timeline_id=timeline_id)
-        if timeline_id in self._deleting or timeline_id in self._creating:
+        if self.is_busy(timeline_id) or self.archival.is_moving(timeline_id):
             raise ConflictError("Timeline deletion is already in progress", timeline_id=timeline_id)
-        children = [child.timeline_id for child in self.open_timelines() if child.ancestor is entry]
+        children = self.archival.children(timeline_id)
         if children:
             shown = ", ".join(str(child) for child in children)
             raise PreconditionFailedError(
                 f"Cannot delete timeline which has child timelines: [{shown}]", children=children
             )
-        await check_may_delete(self._resources, self.shard, self.generation)
         self._deleting.add(timeline_id)
         try:
-            await self._sources.stop(timeline_id)
+            await check_may_delete(self._resources, self.shard, self.generation)
             timeline = entry if isinstance(entry, Timeline) else None
             if timeline is not None:
-                await self._stop_timeline(timeline, flush=False)
-                await timeline.close()
+                await self.stop_timeline(timeline)
+            else:
+                await self._sources.stop(timeline_id)
             await mark_deleted(self._resources, self.shard, timeline_id, self.generation, timeline)
+            if record is not None:
+                await self.archival.forget_deleted(record)
         except BaseException:
             self._deleting.discard(timeline_id)
             raise
@@ -407,7 +406,7 @@ class Tenant:
         )
         await asyncio.to_thread(self._repository.open)
         outcome = await load_timelines(self._resources, self._opener, self._manifest, self.shard, self.generation)
-        self.offloaded = {entry.timeline_id: entry for entry in outcome.offloaded}
+        self.archival.offloaded.update({record.timeline_id: record for record in outcome.offloaded})
         self.timelines.update({timeline.timeline_id: timeline for timeline in outcome.loaded})
         for timeline_id, reason in outcome.broken.items():
             self._log.error("timeline cannot be loaded", timeline=str(timeline_id), reason=reason)
@@ -423,7 +422,7 @@ class Tenant:
                 name=f"delete {timeline_id}",
                 on_failure=lambda error, timeline_id=timeline_id: self._deletion_failed(timeline_id, error),  # type: ignore[misc]
             )
-        await self.upload_manifest()
+        await self.archival.upload_manifest()
 
     def _upload_rights(self) -> UploadRights:
         mode = self.effective_location().mode
@@ -443,6 +442,18 @@ class Tenant:
         self._state_changed = asyncio.Event()
 
     # Private: timelines and their tasks
+
+    def start_timeline(self, timeline: Timeline) -> None:
+        """Run, activate, follow the source."""
+        self._run(timeline)
+        self._activate(timeline)
+        self._start_source(timeline)
+
+    async def stop_timeline(self, timeline: Timeline) -> None:
+        """Stop source, tasks, readers and engine, without a flush."""
+        await self._sources.stop(timeline.timeline_id)
+        await self._stop_timeline(timeline, flush=False)
+        await timeline.close()
 
     def _run(self, timeline: Timeline) -> None:
         self._run_tasks[timeline.timeline_id] = self._tasks.spawn(
@@ -540,15 +551,15 @@ class Tenant:
             await self._opener.drop_directory(new_id)
             raise
         self.timelines[new_id] = timeline
-        self._run(timeline)
-        self._activate(timeline)
-        self._start_source(timeline)
+        self.start_timeline(timeline)
         return timeline.detail()
 
     def _begin_creation(self, timeline_id: TimelineId, key: IdempotencyKey) -> TimelineInfo | None:
         """Reserve an id, or return the timeline if this is a repeat. Raises DifferentParametersError,
         CreationInProgressError.
         """
+        if timeline_id in self.archival.offloaded:
+            raise DifferentParametersError(timeline_id=timeline_id)
         if timeline_id in self._creating:
             raise CreationInProgressError(timeline_id=timeline_id)
         entry = self.timelines.get(timeline_id)
@@ -596,8 +607,7 @@ class Tenant:
         await delete_timeline_objects(self._resources, self.shard, timeline_id, self.generation)
         self.timelines.pop(timeline_id, None)
         self._deleting.discard(timeline_id)
-        self.offloaded.pop(timeline_id, None)
-        await self.upload_manifest()
+        await self.archival.upload_manifest()
         self._log.info("timeline deleted", timeline=str(timeline_id))
 
     def _deletion_failed(self, timeline_id: TimelineId, error: Exception) -> None:
@@ -605,7 +615,12 @@ class Tenant:
         self._deleting.discard(timeline_id)
         self.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.BROKEN, str(error)))
 
-    def _check_active(self) -> None:
+    def is_busy(self, timeline_id: TimelineId) -> bool:
+        """Return whether the timeline is being made or deleted."""
+        return timeline_id in self._creating or timeline_id in self._deleting
+
+    def check_active(self) -> None:
+        """Raise TenantStoppingError unless the tenant serves."""
         if self.state.status is not TenantStatus.ACTIVE:
             raise TenantStoppingError
 
@@ -616,13 +631,4 @@ class Tenant:
         return entry
 
     def _describe(self, entry: Timeline | Placeholder) -> TimelineInfo:
-        if isinstance(entry, Timeline):
-            return entry.detail()
-        return TimelineInfo.without_engine(
-            self.shard,
-            entry.timeline_id,
-            state=entry.state,
-            source=self._sources.status(entry.timeline_id),
-            pg_version=entry.pg_version,
-            flavour=entry.flavour,
-        )
+        return describe(entry, self.shard, self._sources.status(entry.timeline_id))

@@ -70,6 +70,7 @@ ONE_TENANT: dict[tuple[str, str], Answer | Callable[[], Answer]] = {
     ("GET", "/v1/status"): (200, {"id": 7}),
     ("GET", "/v1/tenant"): (200, [{"id": TENANT, "state": {"slug": "Active"}, "generation": 1}]),
     ("GET", f"/v1/tenant/{TENANT}/timeline"): (200, [INFO]),
+    ("GET", f"/v1/tenant/{TENANT}/timeline_and_offloaded"): (200, {"timelines": [INFO], "offloaded": []}),
     ("GET", f"/v1/tenant/{TENANT}/timeline/{ROOT}"): (200, INFO),
 }
 
@@ -179,3 +180,36 @@ def test_an_index_is_shown_decoded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [0, 1, 16, 17])
 def test_a_dump_ends_with_its_length(length: int) -> None:
     assert list(hex_dump(bytes(length)))[-1] == f"{length:06x}"
+
+
+def test_timelines_are_archived_offloaded_and_shown() -> None:
+    one = f"/v1/tenant/{TENANT}/timeline/{ROOT}"
+    gone = {
+        "timeline_id": "22" * 16,
+        "ancestor_timeline_id": ROOT,
+        "ancestor_retain_lsn": "0/2000100",
+        "archived_at": "2026-01-01T00:00:00Z",
+    }
+    terminal = Terminal(
+        {
+            **ONE_TENANT,
+            ("PUT", f"{one}/archival_config"): (200, b"null"),
+            ("PUT", f"{one}/offload"): (200, b"null"),
+            ("GET", f"/v1/tenant/{TENANT}/timeline_and_offloaded"): (
+                200,
+                {"timelines": [{**INFO, "is_archived": True}], "offloaded": [gone]},
+            ),
+        }
+    )
+    for command, path, body in (
+        ("archive", "archival_config", {"state": "Archived"}),
+        ("unarchive", "archival_config", {"state": "Unarchived"}),
+        ("offload", "offload", None),
+    ):
+        assert terminal.run("timeline", command, ROOT)[0] == 0
+        assert terminal.asked[-1] == ("PUT", f"{one}/{path}", body)
+    text = terminal.run("timeline", "list")[1]
+    assert "Active, archived" in text
+    assert "offloaded, archived 2026-01-01T00:00:00Z" in text
+    listed = json.loads(terminal.run("timeline", "list", as_json=True)[1])
+    assert [info["state"] for info in listed] == ["Active", "Offloaded"]

@@ -107,6 +107,30 @@ async def test_a_manifest_goes_out_under_our_generation_if_it_says_something_new
         await later.upload(TenantManifest.decode(EMPTY.encode()))
 
 
+async def test_a_manifest_whose_fate_is_unknown_is_written_again(tmp_path: Path) -> None:
+    """Goal: a timeline that came back is not offloaded at the next start. Method: puts that land and report failure."""
+
+    class Doubtful(LocalStore):
+        fails = False
+
+        async def put(self, key: str, content: bytes) -> None:
+            await super().put(key, content)
+            if self.fails:
+                raise UnavailableError("outcome unknown")
+
+    store = Doubtful(tmp_path)
+    ours = keeper(store, 1)
+    before = TenantManifest(stripe_size=2048)
+    assert await ours.upload(before)
+    store.fails = True
+    record = OffloadedTimeline(TIMELINE, None, None, "2025-01-01T00:00:00")
+    with pytest.raises(UnavailableError):
+        await ours.upload(replace(before, offloaded_timelines=(record,)))
+    store.fails = False
+    assert await ours.upload(before)
+    assert await store.get(paths.manifest_key(SHARD, Generation(1))) == before.encode()
+
+
 def test_keys_are_neons() -> None:
     sharded = TenantShardId.parse(f"{SHARD.tenant_id}-0104")
     tenant = "tenants/ad6c1a56f5680419d3a16ff55d97ec3c"
