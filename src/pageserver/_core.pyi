@@ -863,6 +863,11 @@ def layer_entries(
 ) -> list[tuple[bytes, int, bool, int, int]]:
     """Return entries of a layer file in order: key, LSN, will_init, offset of the blob, stored length with header."""
 
+def layer_check(path: str | PathLike[str]) -> int:
+    """Read and decode everything in a layer file, index and values; return how many values it has. Raises
+    CorruptDataError, which names the file and what is wrong with it.
+    """
+
 def layer_value(path: str | PathLike[str], key: bytes, lsn: int) -> bytes:
     """Return one stored value: an encoded value (layer-files.md 10) of a delta, the bytes themselves of an image."""
 

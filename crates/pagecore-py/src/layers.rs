@@ -167,3 +167,9 @@ pub fn layer_value<'py>(py: Python<'py>, path: PathBuf, key: &[u8], lsn: u64) ->
         None => Err(raise(py, "NotFoundError", &format!("layer has no value of key {key} at {}", Lsn(lsn)), &[])),
     }
 }
+
+/// Reads and decodes everything in a layer file; returns how many values it has.
+#[pyfunction]
+pub fn layer_check(py: Python<'_>, path: PathBuf) -> PyResult<u64> {
+    py.detach(|| inspect(&path)?.0.check()).or_raise(py)
+}

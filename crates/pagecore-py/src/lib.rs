@@ -27,7 +27,7 @@ mod _core {
         SlruZeroPage, TablespaceCreate, TablespaceDrop, TransactionEnd, TransactionPrepare, WalIngest,
     };
     #[pymodule_export]
-    use crate::layers::{layer_entries, layer_summary, layer_value, LayerInfo};
+    use crate::layers::{layer_check, layer_entries, layer_summary, layer_value, LayerInfo};
     #[pymodule_export]
     use crate::python_store::PageBridge;
     #[pymodule_export]

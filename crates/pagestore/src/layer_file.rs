@@ -18,6 +18,7 @@ use pagecore::layer::blob::{self, Header};
 use pagecore::layer::{
     delta_key, split_delta_key, Cursor, LayerName, Node, NodeError, NodeSource, Summary, DELTA_KEY_SIZE,
 };
+use pagecore::value::Value;
 use pagecore::{Key, Lsn, BLCKSZ};
 
 use crate::cache::Cache;
@@ -417,6 +418,40 @@ impl LayerFile {
         let mut bytes = vec![0; (extent.end - extent.start) as usize];
         self.read_exact(&mut bytes, extent.start)?;
         self.decode_blob(&Bytes::from(bytes))
+    }
+
+    /// Reads and decodes all there is, index and blobs, in the order of the file; returns how many values that is.
+    /// Blobs follow one another without a gap; behind the last one there are zeros up to the index.
+    pub fn check(&self) -> Result<u64, StoreError> {
+        let limit = self.end_of_blobs(self.open()?);
+        let mut values = 0;
+        let mut last = None::<(Key, Lsn)>;
+        self.for_each_entry(&(Key::MIN..Key::MAX), |key, extent| {
+            let mut bytes = vec![0; (extent.end - extent.start) as usize];
+            self.read_exact(&mut bytes, extent.start)?;
+            let bytes = Bytes::from(bytes);
+            let blob = self.decode_blob(&bytes)?;
+            let header = Header::decode(&bytes).map_err(|e| self.corrupt(e))?;
+            let gap = &bytes[header.total_len()..];
+            let at = (key, extent.lsn);
+            let of_value = |detail: String| self.corrupt(format!("value of key {key} at {}: {detail}", extent.lsn));
+            if gap.iter().any(|byte| *byte != 0) || (extent.end != limit && !gap.is_empty()) {
+                return Err(of_value(format!("{} bytes behind it belong to no value", gap.len())));
+            }
+            if last.is_some_and(|last| last >= at) {
+                return Err(of_value("not in ascending order".to_owned()));
+            }
+            if !self.name.keys.contains(&key) || !self.name.lsns.contains(&extent.lsn) {
+                return Err(of_value("outside of the layer".to_owned()));
+            }
+            if self.name.is_delta() {
+                Value::decode(&blob).map_err(|e| of_value(e.to_string()))?;
+            }
+            last = Some(at);
+            values += 1;
+            Ok(true)
+        })?;
+        Ok(values)
     }
 }
 

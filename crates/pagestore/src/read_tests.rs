@@ -337,6 +337,7 @@ fn layers_from_pieces_of_files_and_from_own_data_hold_the_same() {
     })
     .unwrap();
     assert_eq!(keys.len(), 302, "tombstones are left out");
+    assert_eq!(file.check().unwrap(), 302);
     for (key, value) in &keys {
         assert_eq!(store.get(*key, Lsn(0x20)).as_ref(), Ok(value));
         if key.is_rel_block() {

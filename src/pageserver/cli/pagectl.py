@@ -23,6 +23,7 @@ COMMAND_MODULES = (
     "restore",
     "verify",
     "redo_diff",
+    "scrub",
 )
 """Modules of `pageserver.cli`; each has `register(group)`, which adds its commands."""
 

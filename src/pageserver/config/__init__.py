@@ -4,7 +4,7 @@ This room reads files and never acts on what they say. Components (clocks, store
 """
 
 from pageserver.config.durations import Duration
-from pageserver.config.load import init_workdir, parse_settings, read_config
+from pageserver.config.load import init_workdir, parse_override, parse_settings, read_config
 from pageserver.config.memory import client_page_cache_bytes, open_layer_memory_bytes
 from pageserver.config.settings import RemoteStorage, ServerConfig, ServerSettings
 from pageserver.config.tenant import RepositoryKind, TenantOverrides, TenantSettings
@@ -22,6 +22,7 @@ __all__ = [
     "client_page_cache_bytes",
     "init_workdir",
     "open_layer_memory_bytes",
+    "parse_override",
     "parse_settings",
     "read_config",
 ]

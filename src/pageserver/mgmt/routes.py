@@ -8,6 +8,7 @@ from pageserver.mgmt import (
     import_routes,
     layer_routes,
     process_routes,
+    remote_storage_routes,
     tenant_routes,
     timeline_routes,
     unbuilt_routes,
@@ -21,5 +22,6 @@ ROUTERS = [
     layer_routes.router,
     import_routes.router,
     data_directory_routes.router,
+    remote_storage_routes.router,
     unbuilt_routes.router,
 ]

@@ -40,7 +40,6 @@ UNBUILT: list[tuple[str, str]] = [
     ("POST", _TENANT + "/reset"),
     ("POST", _TENANT + "/secondary/download"),
     ("GET", _TENANT + "/secondary/status"),
-    ("GET", _TENANT + "/scan_remote_storage"),
     ("PUT", _TENANT + "/break"),
     ("GET", _TENANT + "/feature_flag/{flag_key}"),
     ("POST", _TENANT + "/force_refresh_feature_flag"),

@@ -26,10 +26,11 @@ from pageserver.errors import (
     StoppedError,
     UnavailableError,
 )
-from pageserver.ids import Generation, TenantShardId
+from pageserver.ids import Generation, TenantId, TenantShardId
 from pageserver.remote import GenerationRecord, paths, read_generations
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.local_store import make_directory_durable, overwrite_durably, sync_directory
+from pageserver.remote.scan import StoredShard, scan_tenant
 from pageserver.tenant.deletion import check_may_delete
 from pageserver.tenant.heatmap_upload import HeatmapUploader
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, LocationConfigError, Secondary
@@ -298,6 +299,10 @@ class TenantManager:
             for prefix in (f"tenants/{shard}", f"sources/{shard}"):
                 await storage.delete([item.key async for item in storage.list_objects(prefix)])
             self._slots.pop(shard, None)
+
+    async def scan_remote_storage(self, tenant_id: TenantId) -> list[StoredShard]:
+        """Return what the bucket has of a tenant, attached here or not."""
+        return await scan_tenant(self._resources.storage, tenant_id)
 
     def demote(self, shard: TenantShardId, generation: Generation) -> None:
         """Make an attached shard AttachedStale, since its generation is not the newest any more (standalone.md 1).

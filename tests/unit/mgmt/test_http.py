@@ -16,6 +16,7 @@ from pageserver.clock import SystemClock
 from pageserver.config import ServerConfig
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import render_metrics
+from pageserver.remote.tenant_manifest import TenantManifest
 from pageserver.tenant.manager import InProgress, MapState
 from tests.unit.world import BRANCH, ROOT, START, TENANT, World, eventually, store_of
 
@@ -289,3 +290,24 @@ async def test_a_tenant_is_deleted_with_its_timelines(api: Api) -> None:
     status, _ = await api.ask("DELETE", T)
     assert status == 200
     assert (await api.ask("GET", T))[0] == 404
+
+
+async def test_scan_remote_storage_tells_what_a_bucket_has_of_a_tenant(tmp_path: Path) -> None:
+    """Goal: every shard with its newest generation and the stripe size that its manifest knew then, attached or not."""
+    async with serve(tmp_path / "work", bucket=tmp_path / "bucket") as api:
+        scan = f"{T}/scan_remote_storage"
+        assert await api.ask("GET", scan) == (404, {"msg": f"NotFound: No shards found for tenant ID {TENANT}"})
+        await api.follow()
+        expected = {"tenant_shard_id": str(TENANT), "generation": 1, "stripe_size": 32768}
+        status, answer = await api.ask("GET", scan)
+        assert (status, [{**one, "stripe_size": 32768} for one in answer["shards"]]) == (200, [expected])
+        store, shard = api.world.storage, f"tenants/{TENANT}-0102"
+        await store.put(f"{shard}/tenant-manifest-00000003.json", TenantManifest(stripe_size=2048).encode())
+        await store.put(f"{shard}/tenant-manifest-00000007.json", TenantManifest(stripe_size=4096).encode())
+        expected = {"tenant_shard_id": f"{TENANT}-0102", "generation": None, "stripe_size": None}
+        assert (await api.ask("GET", scan))[1]["shards"][1:] == [expected]
+        await store.put(f"{shard}/timelines/{ROOT}/index_part.json-00000002", b"{}")
+        await store.put(f"{shard}/timelines/{BRANCH}/index_part.json-00000005", b"{}")
+        expected = {"tenant_shard_id": f"{TENANT}-0102", "generation": 5, "stripe_size": 2048}
+        assert (await api.ask("GET", scan))[1]["shards"][1:] == [expected]
+        assert (await api.ask("GET", f"{T}-0102/scan_remote_storage"))[0] == 400

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
+from pageserver.clock import SystemClock
 from pageserver.ids import TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import LocalStore
+from pageserver.remote.scrub import Scrubber
 from pageserver.tenant import Tenant
 from pageserver.timeline import Timeline
 from pageserver.timeline.state import TimelineStatus
-from tests.unit.recording_store import RecordingStore, check_bucket
+from tests.unit.recording_store import RecordingStore, check_bucket, newest_indices
 from tests.unit.tenant.test_lifecycle import attach
 from tests.unit.world import BRANCH, ROOT, START, TENANT, World, eventually, store_of
 
@@ -93,6 +96,7 @@ async def test_every_crash_leaves_what_was_promised(tmp_path: Path) -> None:
             await crash(directory, dies_at=dies_at, after=after, promises=promises)
             leaks = await check_bucket(LocalStore(directory / "bucket"), TENANT)
             assert len(leaks) <= 3, leaks
+            await scrub_and_check(directory / "bucket", leaks)
             if dies_at % 2:
                 await restart_and_check(directory / "work", directory / "bucket", promises)
             (directory / "empty").mkdir()
@@ -138,3 +142,20 @@ async def restart_and_check(workdir: Path, bucket: Path, promises: Promises) -> 
     await eventually(is_settled)
     await check_bucket(LocalStore(bucket), TENANT)
     await world.stop()
+    await scrub_and_check(bucket, set(), purge=True)
+
+
+async def scrub_and_check(bucket: Path, leaks: set[str], *, purge: bool = False) -> None:
+    """Assert that the scrubber finds no damage and lists all that was left behind, but for what a deletion that was
+    begun still has to delete; purge it, and see that nothing is listed any more.
+    """
+    store = LocalStore(bucket)
+    scrubber = Scrubber(store, clock=SystemClock())
+    report = await scrubber.scrub(await scrubber.tenants(), purge_min_age=timedelta(0) if purge else None)
+    assert report.findings == []
+    doomed = {timeline_id for timeline_id, index in (await newest_indices(store, TENANT)).items() if index.deleted_at}
+    left_to_deletion = {key for key in leaks for timeline_id in doomed if str(timeline_id) in key}
+    assert leaks - left_to_deletion <= {*(orphan.key for orphan in report.orphans), *report.in_flight}
+    if purge:
+        await check_bucket(store, TENANT)
+        assert (await scrubber.scrub(await scrubber.tenants())).orphans == []

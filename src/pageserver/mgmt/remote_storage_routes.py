@@ -1,0 +1,33 @@
+"""Routes about what a bucket holds of tenants that need not be attached (http-api.md 4.2)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pageserver.errors import NotFoundError
+from pageserver.mgmt.app import context_of
+from pageserver.mgmt.requests import unsharded_tenant_id
+
+router = APIRouter()
+
+
+@router.get("/v1/tenant/{tenant_id}/scan_remote_storage")
+async def scan_remote_storage(request: Request) -> Response:
+    tenant_id = unsharded_tenant_id(request).tenant_id
+    shards = await context_of(request).manager.scan_remote_storage(tenant_id)
+    if not shards:
+        raise NotFoundError(f"No shards found for tenant ID {tenant_id}", tenant_id=str(tenant_id))
+    return JSONResponse(
+        {
+            "shards": [
+                {
+                    "tenant_shard_id": str(found.shard),
+                    "generation": found.generation,
+                    "stripe_size": found.stripe_size,
+                }
+                for found in shards
+            ]
+        }
+    )
