@@ -56,8 +56,8 @@ from pageserver.tenant.tenant_errors import TenantStoppingError, TimelineNotActi
 from pageserver.timeline import Timeline, TimelineState, TimelineStatus
 
 
-class ArchivalHost(Protocol):
-    """What archival needs of its tenant."""
+class TimelineHost(Protocol):
+    """What archival and deletions need of their tenant."""
 
     timelines: dict[TimelineId, Timeline | Placeholder]
     location: LocationConfig
@@ -83,7 +83,7 @@ class Archival:
 
     def __init__(
         self,
-        host: ArchivalHost,
+        host: TimelineHost,
         resources: TenantResources,
         shard: TenantShardId,
         generation: Generation,

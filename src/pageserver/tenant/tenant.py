@@ -17,9 +17,7 @@ from pageserver.errors import (
     ConflictError,
     InternalError,
     LsnTimeoutError,
-    NotFoundError,
     PageServerError,
-    PreconditionFailedError,
     StoppedError,
     UnavailableError,
 )
@@ -44,7 +42,7 @@ from pageserver.tenant.creation import (
     index_of_root,
     is_repeat,
 )
-from pageserver.tenant.deletion import check_may_delete, delete_timeline_objects, mark_deleted
+from pageserver.tenant.deletion import delete_timeline_objects
 from pageserver.tenant.garbage import GarbageCollector
 from pageserver.tenant.loading import load_timelines
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig
@@ -61,6 +59,7 @@ from pageserver.tenant.tenant_errors import (
     TimelineNotActiveError,
     TimelineNotFoundError,
 )
+from pageserver.tenant.timeline_deletions import TimelineDeletions
 from pageserver.timeline import (
     Timeline,
     TimelineInfo,
@@ -110,7 +109,6 @@ class Tenant:
         self._sources = TenantSources(resources.way_in, self._tasks, self._log)
         self._run_tasks: dict[TimelineId, asyncio.Task[None]] = {}
         self._creating: set[TimelineId] = set()
-        self._deleting: set[TimelineId] = set()
         self._gc_and_branches = asyncio.Lock()
         self.archival = Archival(
             self,
@@ -120,6 +118,17 @@ class Tenant:
             opener=self._opener,
             manifest=self._manifest,
             exclusion=self._gc_and_branches,
+            tasks=self._tasks,
+            log=self._log,
+        )
+        self._deletions = TimelineDeletions(
+            self,
+            resources,
+            shard,
+            self.generation,
+            opener=self._opener,
+            sources=self._sources,
+            archival=self.archival,
             tasks=self._tasks,
             log=self._log,
         )
@@ -345,40 +354,8 @@ class Tenant:
     # Deleting
 
     async def delete_timeline(self, timeline_id: TimelineId) -> None:
-        """Delete a timeline: durably marked when this returns, gone some time later (tenants.md 12, remote-storage.md
-        14).
-        """
-        entry = self.timelines.get(timeline_id)
-        record = self.archival.offloaded.get(timeline_id)
-        if entry is None and record is None:
-            raise NotFoundError("timeline not found", timeline_id=timeline_id)
-        if self.is_busy(timeline_id) or self.archival.is_moving(timeline_id):
-            raise ConflictError("Timeline deletion is already in progress", timeline_id=timeline_id)
-        children = self.archival.children(timeline_id)
-        if children:
-            shown = ", ".join(str(child) for child in children)
-            raise PreconditionFailedError(
-                f"Cannot delete timeline which has child timelines: [{shown}]", children=children
-            )
-        self._deleting.add(timeline_id)
-        try:
-            await check_may_delete(self._resources, self.shard, self.generation)
-            timeline = entry if isinstance(entry, Timeline) else None
-            if timeline is not None:
-                await self.stop_timeline(timeline)
-            else:
-                await self._sources.stop(timeline_id)
-            await mark_deleted(self._resources, self.shard, timeline_id, self.generation, timeline)
-            if record is not None:
-                await self.archival.forget_deleted(record)
-        except BaseException:
-            self._deleting.discard(timeline_id)
-            raise
-        self._tasks.spawn(
-            self._finish_deletion(timeline_id),
-            name=f"delete {timeline_id}",
-            on_failure=lambda error: self._deletion_failed(timeline_id, error),
-        )
+        """Delete a timeline: durably marked when this returns, gone some time later."""
+        await self._deletions.begin(timeline_id)
 
     # Private: attach
 
@@ -415,13 +392,7 @@ class Tenant:
             self._log.info("an unfinished import starts again", timeline=str(timeline_id))
             self._add_importing(timeline_id, self._slot(timeline_id, document, None))
         for timeline_id in outcome.deleted:
-            self._deleting.add(timeline_id)
-            self.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.STOPPING))
-            self._tasks.spawn(
-                self._finish_deletion(timeline_id),
-                name=f"delete {timeline_id}",
-                on_failure=lambda error, timeline_id=timeline_id: self._deletion_failed(timeline_id, error),  # type: ignore[misc]
-            )
+            self._deletions.resume(timeline_id)
         await self.archival.upload_manifest()
 
     def _upload_rights(self) -> UploadRights:
@@ -602,22 +573,9 @@ class Tenant:
         await delete_timeline_objects(self._resources, self.shard, timeline_id, self.generation)
         await self._opener.drop_directory(timeline_id)
 
-    async def _finish_deletion(self, timeline_id: TimelineId) -> None:
-        await self._opener.drop_directory(timeline_id)
-        await delete_timeline_objects(self._resources, self.shard, timeline_id, self.generation)
-        self.timelines.pop(timeline_id, None)
-        self._deleting.discard(timeline_id)
-        await self.archival.upload_manifest()
-        self._log.info("timeline deleted", timeline=str(timeline_id))
-
-    def _deletion_failed(self, timeline_id: TimelineId, error: Exception) -> None:
-        self._log.error("timeline deletion failed", timeline=str(timeline_id), error=str(error))
-        self._deleting.discard(timeline_id)
-        self.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.BROKEN, str(error)))
-
     def is_busy(self, timeline_id: TimelineId) -> bool:
         """Return whether the timeline is being made or deleted."""
-        return timeline_id in self._creating or timeline_id in self._deleting
+        return timeline_id in self._creating or self._deletions.is_running(timeline_id)
 
     def check_active(self) -> None:
         """Raise TenantStoppingError unless the tenant serves."""

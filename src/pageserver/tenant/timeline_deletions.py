@@ -1,0 +1,112 @@
+"""Who deletes timelines of an attached shard, and when: the steps are in `deletion` (tenants.md 12).
+
+    refuse: children, busy ─▶ stop ─▶ mark ─▶ (offloaded: out of the manifest) ─▶ answer ─▶ steps in the background
+
+Invariant: what was answered goes on after a crash. A load sees the mark in the index; the index of an offloaded
+timeline is not read, so the manifest lets go of it between the mark and the answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pageserver.errors import ConflictError, NotFoundError, PreconditionFailedError
+from pageserver.ids import Generation, TenantShardId, TimelineId
+from pageserver.tenant.archival import Archival, TimelineHost
+from pageserver.tenant.deletion import check_may_delete, delete_timeline_objects, mark_deleted
+from pageserver.tenant.opening import TimelineOpener
+from pageserver.tenant.placeholder import Placeholder
+from pageserver.tenant.resources import TenantResources
+from pageserver.tenant.sources import TenantSources
+from pageserver.tenant.tasks import TaskScope
+from pageserver.timeline import Timeline, TimelineState, TimelineStatus
+
+
+class TimelineDeletions:
+    """The deletions of one attached shard."""
+
+    def __init__(
+        self,
+        host: TimelineHost,
+        resources: TenantResources,
+        shard: TenantShardId,
+        generation: Generation,
+        *,
+        opener: TimelineOpener,
+        sources: TenantSources,
+        archival: Archival,
+        tasks: TaskScope,
+        log: Any,
+    ) -> None:
+        self._host = host
+        self._resources = resources
+        self._shard = shard
+        self._generation = generation
+        self._opener = opener
+        self._sources = sources
+        self._archival = archival
+        self._tasks = tasks
+        self._log = log
+        self._running: set[TimelineId] = set()
+
+    def is_running(self, timeline_id: TimelineId) -> bool:
+        """Return whether the timeline is being deleted."""
+        return timeline_id in self._running
+
+    async def begin(self, timeline_id: TimelineId) -> None:
+        """Mark a timeline as deleted, durably, and go on in the background. Raises NotFoundError, ConflictError,
+        PreconditionFailedError (children), StaleDeletionError, and what the store raised.
+        """
+        entry = self._host.timelines.get(timeline_id)
+        record = self._archival.offloaded.get(timeline_id)
+        if entry is None and record is None:
+            raise NotFoundError("timeline not found", timeline_id=timeline_id)
+        if self._host.is_busy(timeline_id) or self._archival.is_moving(timeline_id):
+            raise ConflictError("Timeline deletion is already in progress", timeline_id=timeline_id)
+        children = self._archival.children(timeline_id)
+        if children:
+            shown = ", ".join(str(child) for child in children)
+            raise PreconditionFailedError(
+                f"Cannot delete timeline which has child timelines: [{shown}]", children=children
+            )
+        self._running.add(timeline_id)
+        try:
+            await check_may_delete(self._resources, self._shard, self._generation)
+            timeline = entry if isinstance(entry, Timeline) else None
+            if timeline is not None:
+                await self._host.stop_timeline(timeline)
+            else:
+                await self._sources.stop(timeline_id)
+            await mark_deleted(self._resources, self._shard, timeline_id, self._generation, timeline)
+            if record is not None:
+                await self._archival.forget_deleted(record)
+        except BaseException:
+            self._running.discard(timeline_id)
+            raise
+        self._spawn(timeline_id)
+
+    def resume(self, timeline_id: TimelineId) -> None:
+        """Go on with a deletion that a load found marked."""
+        self._running.add(timeline_id)
+        self._host.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.STOPPING))
+        self._spawn(timeline_id)
+
+    def _spawn(self, timeline_id: TimelineId) -> None:
+        self._tasks.spawn(
+            self._finish(timeline_id),
+            name=f"delete {timeline_id}",
+            on_failure=lambda error: self._failed(timeline_id, error),
+        )
+
+    async def _finish(self, timeline_id: TimelineId) -> None:
+        await self._opener.drop_directory(timeline_id)
+        await delete_timeline_objects(self._resources, self._shard, timeline_id, self._generation)
+        self._host.timelines.pop(timeline_id, None)
+        self._running.discard(timeline_id)
+        await self._archival.upload_manifest()
+        self._log.info("timeline deleted", timeline=str(timeline_id))
+
+    def _failed(self, timeline_id: TimelineId, error: Exception) -> None:
+        self._log.error("timeline deletion failed", timeline=str(timeline_id), error=str(error))
+        self._running.discard(timeline_id)
+        self._host.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.BROKEN, str(error)))
