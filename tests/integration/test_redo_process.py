@@ -172,6 +172,14 @@ def file_page(data_dir: Path, block: BlockId) -> bytes | None:
         return file.read(8192) or None
 
 
+def without_gists_mark(page: bytes, kind: str) -> bytes:
+    """Clear GiST's mark of deleted tuples: 15.20 sets it no more (spec walredo.md 11)."""
+    if kind != "gist":
+        return page
+    flags = struct.unpack_from("<H", page, 8188)[0] & ~0x04
+    return page[:8188] + struct.pack("<H", flags) + page[8190:]
+
+
 def masked(page: bytes, kind: str, fork: int) -> bytes:
     """Hide what a server may change without WAL (spec walredo.md 16): LSN, checksum, hints, unused space."""
     out = bytearray(page)
@@ -251,6 +259,7 @@ def test_every_page_made_by_the_process_equals_the_servers_own(
     records = 0
     seconds = 0.0
     compared: list[tuple[bytes, None, list[tuple[int, bytes]]]] = []
+    kinds: list[str] = []
     for block, chain in sample.chains.items():
         kind = sample.kinds.get(block[:3])
         on_disk = file_page(server.data_dir, block)
@@ -261,6 +270,7 @@ def test_every_page_made_by_the_process_equals_the_servers_own(
         seconds += time.perf_counter() - begun
         records += len(chain.records)
         compared.append((key_of(block), None, chain.records))
+        kinds.append(kind)
         if masked(page, kind, block[3]) == masked(on_disk, kind, block[3]):
             equal[kind] += 1
         elif not _is_cache_of_spgist(kind, block):
@@ -270,7 +280,8 @@ def test_every_page_made_by_the_process_equals_the_servers_own(
     for kind in KINDS:
         assert equal[kind] > 0, f"no {kind} page was compared"
     both = RedoChains(compared, pg_version=major, hint_bits_logged=hints)
-    assert both.pages() == both.pages(pool), "native redo makes other bytes"
+    for kind, native, process in zip(kinds, both.pages(), both.pages(pool), strict=True):
+        assert without_gists_mark(native, kind) == without_gists_mark(process, kind), "native redo makes other bytes"
     assert both.seconds(threads=2, rounds=1) > 0 and both.seconds(threads=2, rounds=1, pool=pool) > 0
     assert world.live() == 1, f"one process did it all: {world.log}"
 
