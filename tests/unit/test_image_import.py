@@ -181,6 +181,11 @@ def test_a_two_phase_file_that_was_being_written_is_left_to_its_record(tmp_path:
         scan_data_directory(tmp_path, tablespaces={}, tolerant=False)
 
 
+def test_a_two_phase_file_under_its_temporary_name_is_passed_over(tmp_path: Path) -> None:
+    directory = spooled(tmp_path, {**FILES, "pg_twophase/000002E6.tmp": b"half"}, tolerant=False)
+    assert [xid for xid, _ in directory.twophase] == [0x2E5]
+
+
 def test_a_two_phase_file_with_a_wrong_crc_is_an_error_also_if_the_server_ran(tmp_path: Path) -> None:
     damaged = twophase_file()[:-1] + b"?"
     with pytest.raises(TwoPhaseFileError, match="CRC"):

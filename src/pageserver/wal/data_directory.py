@@ -43,6 +43,7 @@ from pageserver.postgres.two_phase import (
 )
 from pageserver.wal.tar_stream import MemberKind, TarMember
 
+_TWOPHASE_NAME: Final = re.compile(r"[0-9A-F]{8}|[0-9A-F]{16}", re.ASCII)
 _SIGNAL_FILES: Final = ("zenith.signal", "neon.signal")
 _SINGLE_FILES: Final = frozenset(
     {"PG_VERSION", "backup_label", "tablespace_map", "global/pg_control", ORIGIN_CHECKPOINT_PATH, *_SIGNAL_FILES}
@@ -292,7 +293,9 @@ def _scan_twophase(directory: Path, *, tolerant: bool) -> Iterator[tuple[int, by
     """
     if not directory.is_dir():
         return
-    for path in sorted(directory.iterdir(), key=lambda path: parse_twophase_file_name(path.name)):
+    # Anything else there, such as the temporary name that newer minor releases write under, the server passes over too.
+    files = [path for path in directory.iterdir() if _TWOPHASE_NAME.fullmatch(path.name)]
+    for path in sorted(files, key=lambda path: parse_twophase_file_name(path.name)):
         try:
             yield parse_twophase_file_name(path.name), decode_twophase_file(path.read_bytes(), path.name)
         except TwoPhaseFileIncompleteError:
