@@ -468,36 +468,43 @@ impl<'a> Page<'a> {
     /// Places the items with storage one below the other, in line pointer order, from `special` downwards.
     fn compact(&mut self) -> Result<(), Fault> {
         let limits = self.limits()?;
-        let count = limits.item_count();
-        // In order already, as they nearly always are: each item moves up or stays, so no copy of the page is needed.
+        let mut upper = limits.special;
         let mut below = limits.special;
+        // In order already, as they nearly always are: each item moves up or stays, so no copy of the page is needed.
         let mut in_order = true;
-        for offset in 1..=count {
-            let id = self.line_pointer(offset);
+        // The first item that moves, and what is above its new place.
+        let mut first = None;
+        for (i, id) in self.line_pointers(&limits).enumerate() {
             if !id.has_storage() {
                 continue;
             }
             let (start, size) = (usize::from(id.offset()), maxalign(usize::from(id.length())));
             if start < limits.lower || start + size > limits.special {
-                return Err(Fault::Item { offset, what: "lies outside the space for items" });
+                return Err(Fault::Item { offset: i as u16 + 1, what: "lies outside the space for items" });
             }
             in_order &= start + size <= below;
             below = start;
+            let above = upper;
+            upper = match upper.checked_sub(size) {
+                Some(upper) if upper >= limits.lower => upper,
+                _ => return Err(Fault::Page("items overlap")),
+            };
+            if first.is_none() && start != upper {
+                first = Some((i as u16 + 1, above));
+            }
         }
+        self.set_upper(upper);
+        let Some((first, mut upper)) = first else { return Ok(()) };
         let copy = if in_order { None } else { Some(*self.0) };
-        let mut upper = limits.special;
         // Items that lie side by side move as one.
-        let (mut run, mut run_to) = (limits.special..limits.special, limits.special);
-        for offset in 1..=count {
+        let (mut run, mut run_to) = (upper..upper, upper);
+        for offset in first..=limits.item_count() {
             let id = self.line_pointer(offset);
             if !id.has_storage() {
                 continue;
             }
             let (start, size) = (usize::from(id.offset()), maxalign(usize::from(id.length())));
-            upper = match upper.checked_sub(size) {
-                Some(upper) if upper >= limits.lower => upper,
-                _ => return Err(Fault::Page("items overlap")),
-            };
+            upper -= size;
             if start + size != run.start {
                 self.move_items(&copy, run, run_to);
                 run = start..start + size;
@@ -506,8 +513,12 @@ impl<'a> Page<'a> {
             self.set_line_pointer(offset, id.with_offset(upper as u16));
         }
         self.move_items(&copy, run, run_to);
-        self.set_upper(upper);
         Ok(())
+    }
+
+    fn line_pointers(&self, limits: &Limits) -> impl Iterator<Item = ItemId> + '_ {
+        let array = self.0.get(HEADER_SIZE..limits.lower).unwrap_or(&[]);
+        array.chunks_exact(4).map(|b| ItemId(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))
     }
 
     /// Copies bytes up, out of the page as it was or within it. The caller has checked both places.
@@ -522,14 +533,14 @@ impl<'a> Page<'a> {
     /// Closes the gaps between items after pruning (RepairFragmentation). `truncate`: line pointers that are unused to
     /// the end of the array are cut off, as 15 and newer do.
     pub fn repair_fragmentation(&mut self, truncate: bool) -> Result<(), Fault> {
-        let count = self.item_count()?;
-        let mut unused = 0;
-        let mut last_used = 0;
-        for offset in 1..=count {
-            if self.line_pointer(offset).is_used() {
-                last_used = offset;
+        let limits = self.limits()?;
+        let (count, mut unused, mut last_used) = (limits.item_count(), 0, 0);
+        let array = self.0.get_mut(HEADER_SIZE..limits.lower).unwrap_or(&mut []);
+        for (i, bytes) in array.chunks_exact_mut(4).enumerate() {
+            if ItemId(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).is_used() {
+                last_used = i as u16 + 1;
             } else {
-                self.set_line_pointer(offset, ItemId::UNUSED);
+                bytes.copy_from_slice(&ItemId::UNUSED.0.to_le_bytes());
                 unused += 1;
             }
         }
