@@ -4,7 +4,7 @@
 
 A run is a directory `OUT/<major>-<mode>[-s<seed>]`: `before/` is a cleanly stopped data directory, `after/` the same
 after the workload and a clean stop, with all WAL between the two in its `pg_wal`; `run.json` says how it was made.
-`tests.redo.coverage` counts what is in it, `cargo test -p pagecore --test consistency -- --ignored` replays it.
+`tests.redo.coverage` counts what is in it, `pagectl redo-diff` proves redo on it.
 
 Modes differ in what the WAL brings besides the changes (`MODES`). Those named `checked` write it with
 `wal_consistency_checking = all`: every change carries the page it should lead to, 8 KiB each unless compressed. Those

@@ -4,8 +4,8 @@ Pages that clients asked for are kept decompressed and replayed, as a database k
 what this process may use, so that the operating system's cache of the layer files and everything else have room.
 
 New values stay in memory until they are in a layer file: a sixteenth for those of all timelines, but not more than one
-open layer of the default `checkpoint_distance`. What does not fit goes to ephemeral files, which costs ingest a third
-of its speed.
+open layer of the default `checkpoint_distance`. What does not fit goes to ephemeral files: written once more, and read
+once for each window of a flush.
 """
 
 from __future__ import annotations
