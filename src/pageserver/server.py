@@ -17,7 +17,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pageserver.clock import Clock, SystemClock
 from pageserver.config import InvalidSettingError, RemoteStorage, ServerConfig
 from pageserver.control import ControllerGenerations, UpcallClient, read_registration
 from pageserver.errors import PageServerError, StoppedError
+from pageserver.failpoints import Failpoints, FailpointSyntaxError, parse_environment
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import configure_logging, render_metrics
 from pageserver.remote import GenerationClaim, ObjectStorage, RetryingStorage, open_object_storage, paths
@@ -63,10 +64,11 @@ def run(config: ServerConfig, *, version: str) -> int:
     log.info("starting", version=version, launch_timestamp=launch_timestamp, workdir=str(config.workdir))
     try:
         check_supported(config)
+        failpoints = open_failpoints(config, os.environ, log)
         with pid_file(config.workdir / "pageserver.pid"):
             prepare_workdir(config)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_Server(config, version, launch_timestamp, log).run())
+                runner.run(_Server(config, version, launch_timestamp, failpoints, log).run())
     except (PageServerError, InvalidSettingError, OSError) as error:
         log.critical("cannot start", error=str(error))
         return EXIT_START_FAILED
@@ -91,6 +93,23 @@ def check_supported(config: ServerConfig) -> None:
             raise InvalidSettingError(f"{key}: not supported yet by this release")
     if settings.control_plane_api is not None and settings.remote_storage is None:
         raise InvalidSettingError("control_plane_api: a storage controller needs [remote_storage]")
+
+
+def open_failpoints(config: ServerConfig, environment: Mapping[str, str], log: Any) -> Failpoints:
+    """Return the server's failpoints, as `FAILPOINTS` configures them. Raises InvalidSettingError."""
+    configured = environment.get("FAILPOINTS", "")
+    if not config.settings.testing_apis:
+        if configured:
+            raise InvalidSettingError("FAILPOINTS: failpoints are off; HINT: testing_apis = true switches them on")
+        return Failpoints.off()
+    failpoints = Failpoints(log)
+    log.warning("testing_apis is on: whoever reaches the management API can make this server fail")
+    try:
+        for name, actions in parse_environment(configured):
+            failpoints.configure(name, actions)
+    except FailpointSyntaxError as error:
+        raise InvalidSettingError(f"FAILPOINTS: {error}") from error
+    return failpoints
 
 
 def prepare_workdir(config: ServerConfig) -> None:
@@ -157,11 +176,14 @@ def bind(address: str) -> socket.socket:
 class _Server:
     """One run of the server."""
 
-    def __init__(self, config: ServerConfig, version: str, launch_timestamp: str, log: Any) -> None:
+    def __init__(
+        self, config: ServerConfig, version: str, launch_timestamp: str, failpoints: Failpoints, log: Any
+    ) -> None:
         self._config = config
         self._version = version
         self._launch_timestamp = launch_timestamp
         self._log = log
+        self._failpoints = failpoints
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -176,6 +198,7 @@ class _Server:
             image_compression=settings.image_compression,
             clock=clock,
             log=self._log,
+            failpoints=self._failpoints,
         )
         await way_in.remove_leftovers()
         await asyncio.to_thread(engine.remove_leftovers)
@@ -191,7 +214,14 @@ class _Server:
             generations = in_bucket = BucketGenerations(storage, claim, clock=clock, log=self._log)
         else:
             generations = self._controller_generations(client)
-        deletions = DeletionQueue(config.workdir, storage=storage, validator=generations, clock=clock, log=self._log)
+        deletions = DeletionQueue(
+            config.workdir,
+            storage=storage,
+            validator=generations,
+            clock=clock,
+            log=self._log,
+            failpoints=self._failpoints,
+        )
         resources = TenantResources(
             workdir=config.workdir,
             node_id=config.node_id,
@@ -206,6 +236,7 @@ class _Server:
             downloads=DownloadCounts(),
             clock=clock,
             log=self._log,
+            failpoints=self._failpoints,
             uploads=UploadPolicy.from_environment(
                 os.environ,
                 limit=100 if settings.remote_storage is None else settings.remote_storage.concurrency_limit,
@@ -223,6 +254,7 @@ class _Server:
                 manager, config.ignored_items, self._version, store=storage.stats, redo=engine.redo_counts()
             ),
             log=self._log,
+            failpoints=self._failpoints,
         )
         try:
             if client is None:
@@ -264,6 +296,7 @@ class _Server:
             ca_certificates=None if path is None else (self._config.workdir / path).read_text(encoding="ascii"),
             clock=clock,
             log=self._log,
+            failpoints=self._failpoints,
         )
 
     def _controller_generations(self, client: UpcallClient) -> ControllerGenerations:

@@ -12,6 +12,7 @@ from pageserver.mgmt.routes import ROUTERS
 ROOT = Path(__file__).parents[2]
 FILES = {
     "A": "tests/unit/mgmt/test_archival_http.py",
+    "F": "tests/unit/mgmt/test_failpoints_http.py",
     "H": "tests/unit/mgmt/test_http.py",
     "L": "tests/unit/mgmt/test_layer_routes.py",
     "O": "tests/integration/test_object_repository_with_real_histories.py",

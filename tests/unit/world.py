@@ -21,6 +21,7 @@ import structlog
 from pageserver.clock import SystemClock
 from pageserver.config import RepositoryKind, ServerSettings, parse_settings
 from pageserver.errors import MissingKeyError, NotFoundError, RequestError
+from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import GenerationClaim, LayerName, LocalStore, paths
@@ -317,6 +318,7 @@ class World:
         storage: LocalStore | None = None,
         way_in: FakeWayIn | None = None,
         engine: Engine | None = None,
+        failpoints: Failpoints | None = None,
         log: Any = None,
         **settings: Any,
     ) -> World:
@@ -327,7 +329,10 @@ class World:
         clock, log = SystemClock(), log or structlog.get_logger()
         claim = GenerationClaim(1234, f"instance {number}", "host", datetime.now(UTC).isoformat())
         generations = BucketGenerations(storage, claim, clock=clock, log=log)
-        deletions = DeletionQueue(workdir, storage=storage, validator=generations, clock=clock, log=log)
+        failpoints = failpoints or Failpoints.off()
+        deletions = DeletionQueue(
+            workdir, storage=storage, validator=generations, clock=clock, log=log, failpoints=failpoints
+        )
         resources = TenantResources(
             workdir=workdir,
             node_id=1234,
@@ -342,6 +347,7 @@ class World:
             deletions=deletions,
             clock=clock,
             log=log,
+            failpoints=failpoints,
         )
         manager = TenantManager(resources)
         generations.on_stale = manager.demote

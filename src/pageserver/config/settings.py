@@ -5,7 +5,8 @@ this and Neon's server. Keys of ours: `pg_installations` (a table from major ver
 `redo` (which engine replays PostgreSQL's records: our own with the redo process for the rest, or the process alone),
 `redo_programs` (a table from major version to a `postgres` that knows `--wal-redo`, such as Neon's),
 `client_page_cache_bytes` (memory for pages as they were answered; default: an eighth of the machine's),
-`open_layer_memory_bytes` (memory for values that are not in a layer file yet; the rest goes to ephemeral files).
+`open_layer_memory_bytes` (memory for values that are not in a layer file yet; the rest goes to ephemeral files),
+`testing_apis` (failpoints: for tests only, since anybody who reaches the API may then end the process).
 """
 
 from __future__ import annotations
@@ -244,6 +245,7 @@ class ServerSettings(_Table):
     basebackup_cache_config: BasebackupCache | None = None
     image_layer_generation_large_timeline_threshold: U64 = 2_147_483_648
     force_metric_collection_on_scrape: bool = True
+    testing_apis: bool = False
 
     @model_validator(mode="after")
     def _settings_agree(self) -> ServerSettings:

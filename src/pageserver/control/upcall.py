@@ -17,6 +17,7 @@ import httpx
 from pageserver.clock import Clock
 from pageserver.config import InvalidSettingError
 from pageserver.errors import PageServerError, UnavailableError
+from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantShardId
 from pageserver.remote.backoff import retry_for_ever
 from pageserver.remote.json_fields import parse_object, required, required_uint
@@ -59,7 +60,14 @@ class UpcallClient:
     """One per server. `close` when it is no longer needed."""
 
     def __init__(
-        self, base_url: str, *, token: str | None, ca_certificates: str | None, clock: Clock, log: Any
+        self,
+        base_url: str,
+        *,
+        token: str | None,
+        ca_certificates: str | None,
+        clock: Clock,
+        log: Any,
+        failpoints: Failpoints | None = None,
     ) -> None:
         """`ca_certificates` is PEM text with additional roots. Raises InvalidSettingError."""
         context = ssl.create_default_context()
@@ -74,6 +82,7 @@ class UpcallClient:
         self._clock = clock
         self._log = log
         self._never = asyncio.Event()
+        self._failpoints = failpoints or Failpoints.off()
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -82,6 +91,7 @@ class UpcallClient:
         self, *, node_id: int, register: Mapping[str, Any] | None, empty_local_disk: bool
     ) -> Sequence[ReAttachedTenant]:
         """Register this process and return all shards that it shall have."""
+        await self._failpoints.sleep("control-plane-client-re-attach")
         body: dict[str, Any] = {"node_id": node_id}
         if register is not None:
             body["register"] = dict(register)
@@ -94,6 +104,7 @@ class UpcallClient:
         asked = list(generations.items())
         for first in range(0, len(asked), VALIDATE_SHARDS_MAX):
             chunk = asked[first : first + VALIDATE_SHARDS_MAX]
+            await self._failpoints.sleep("control-plane-client-validate-sleep")
             body = {"tenants": [{"id": str(shard), "gen": generation.number} for shard, generation in chunk]}
             valid.update(await self._ask("validate", body, _decode_validity))
         return valid

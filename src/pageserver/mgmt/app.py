@@ -20,7 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pageserver.clock import Clock
 from pageserver.config import ServerConfig
-from pageserver.errors import PageServerError
+from pageserver.errors import InternalError, PageServerError, UnavailableError
+from pageserver.failpoints import Failpoints
 from pageserver.mgmt.errors import ApiError, to_api_error
 from pageserver.tenant import TenantManager
 
@@ -39,6 +40,7 @@ class ApiContext:
     launch_timestamp: str
     metrics: Callable[[], bytes]
     log: Any
+    failpoints: Failpoints = field(default_factory=Failpoints.off)
     extras: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,6 +97,7 @@ class _Surface:
             await send(message)
 
         try:
+            await self._reach_failpoints(path)
             await self._app(scope, receive, send_with_headers)
         except Exception as error:
             answer = to_api_error(error)
@@ -105,6 +108,12 @@ class _Surface:
                 self._context.log.error("request failed", path=path, request_id=request_id, exc_info=error)
             await JSONResponse(answer.body, answer.status)(scope, receive, send_with_headers)
         self._log_request(scope["method"], path, request_id, status)
+
+    async def _reach_failpoints(self, path: str) -> None:
+        """Fail, if a test asked for it, whatever the route; but let the test take that back."""
+        if path.rstrip("/") != "/v1/failpoints":
+            await self._context.failpoints.fail("api-503", text="failpoint", error=UnavailableError)
+            await self._context.failpoints.fail("api-500", text="failpoint", error=InternalError)
 
     def _log_request(self, method: str, path: str, request_id: str, status: int) -> None:
         log = self._context.log.debug if method == "GET" and status < 400 else self._context.log.info

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pageserver.mgmt import (
     archival_routes,
     data_directory_routes,
+    failpoint_routes,
     import_routes,
     layer_routes,
     process_routes,
@@ -16,6 +17,7 @@ from pageserver.mgmt import (
 
 ROUTERS = [
     process_routes.router,
+    failpoint_routes.router,
     tenant_routes.router,
     archival_routes.router,
     timeline_routes.router,

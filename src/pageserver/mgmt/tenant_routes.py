@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pageserver.config import TenantOverrides
-from pageserver.errors import PageServerError
+from pageserver.errors import PageServerError, UnavailableError
 from pageserver.ids import TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.mgmt.app import ACTIVE_WAIT_SECONDS, ApiContext, context_of
@@ -72,6 +72,7 @@ async def put_location_config(request: Request) -> Response:
     flush_ms = query_param(request, "flush_ms", int)
     query_flag(request, "lazy", default=False)
     body = await model_body(request, LocationConfigBody)
+    await context.failpoints.fail("put-location-conf-handler", text="failpoint", error=UnavailableError)
     # Without a controller the store itself hands out generations (standalone.md 1).
     location = body.to_request(claims_generations=context.config.settings.control_plane_api is None)
     await context.manager.put_location(shard, location, flush_seconds=None if flush_ms is None else flush_ms / 1000)

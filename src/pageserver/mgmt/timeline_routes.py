@@ -126,6 +126,7 @@ async def get_lsn_by_timestamp(request: Request) -> Response:
     wanted = required_query_param(request, "timestamp", parse_timestamp)
     if query_flag(request, "with_lease", default=False):
         raise not_built("an lsn lease")
+    await context_of(request).failpoints.pause("find-lsn-for-timestamp-pausable")
     lowest = max(timeline.gc_cutoff_lsn, timeline.ancestor_lsn)
     found = await asyncio.to_thread(
         find_lsn_for_timestamp,

@@ -27,7 +27,6 @@ UNBUILT: list[tuple[str, str]] = [
     ("PUT", "/v1/disk_usage_eviction/run"),
     ("PUT", "/v1/io_engine"),
     ("PUT", "/v1/io_mode"),
-    ("PUT", "/v1/failpoints"),
     ("POST", "/v1/tracing/event"),
     ("GET", "/v1/panic"),
     ("PUT", "/v1/feature_flag/{flag_key}"),

@@ -134,7 +134,7 @@ def _deletion_families(manager: TenantManager) -> list[_Family]:
             "pageserver_deletion_queue_remote_errors_total",
             "counter",
             "Retryable remote I/O errors while executing deletions",
-            [({"op_kind": "execute"}, counters.remote_errors)],
+            [({"op_kind": "execute"}, counters.remote_errors), ({"op_kind": "failpoint"}, counters.failpoint_errors)],
         ),
         _Family(
             "pageserver_local_data_loss_suspected",

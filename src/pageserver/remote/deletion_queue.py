@@ -20,6 +20,7 @@ from typing import Any
 
 from pageserver.clock import Clock
 from pageserver.errors import StoppedError
+from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote.deletion_list import DeletionDirectory
@@ -57,8 +58,17 @@ class DeletionQueue:
         clock: Clock,
         log: Any,
         idle_seconds: float = IDLE_SECONDS,
+        failpoints: Failpoints | None = None,
     ) -> None:
-        self._shared = Shared(DeletionDirectory(workdir), single_attempts(storage), validator, clock, log, idle_seconds)
+        self._shared = Shared(
+            DeletionDirectory(workdir),
+            single_attempts(storage),
+            validator,
+            clock,
+            log,
+            idle_seconds,
+            failpoints=failpoints or Failpoints.off(),
+        )
         self._deleter = Deleter(self._shared)
         self._validator = Validator(self._shared, self._deleter)
         self._writer = ListWriter(self._shared, self._validator)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pageserver.clock import Clock
+from pageserver.failpoints import FailpointError, Failpoints
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote.backoff import retry_for_ever
 from pageserver.remote.deletion_list import DeletionDirectory, DeletionList, DeletionListError
@@ -41,6 +42,7 @@ class DeletionCounters:
     validated: int = 0
     dropped_lsn_updates: int = 0
     remote_errors: int = 0
+    failpoint_errors: int = 0
     unexpected_errors: int = 0
 
 
@@ -84,6 +86,7 @@ class Shared:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     counters: DeletionCounters = field(default_factory=DeletionCounters)
     lsn_updates: LsnUpdates = field(default_factory=LsnUpdates)
+    failpoints: Failpoints = field(default_factory=Failpoints.off)
 
 
 class Deleter:
@@ -129,6 +132,13 @@ class Deleter:
             self._shared.counters.executed += len(batch)
 
     async def _delete(self, batch: list[str]) -> None:
+        failpoints = self._shared.failpoints
+        await failpoints.pause("deletion-queue-before-execute-pause", unless=self._shared.stop)
+        try:
+            await failpoints.fail("deletion-queue-before-execute")
+        except FailpointError:
+            self._shared.counters.failpoint_errors += 1
+            raise
         try:
             await self._shared.storage.delete(batch)
         except Exception:

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, assert_never
 
 from pageserver.clock import Clock
 from pageserver.errors import CorruptDataError, PreconditionFailedError, UnavailableError
+from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.lsn import INVALID_LSN, Lsn
 from pageserver.remote import index_changes, paths
@@ -97,6 +98,7 @@ class RemoteContext:
     uploads: UploadPolicy
     clock: Clock
     log: Any
+    failpoints: Failpoints = field(default_factory=Failpoints.off)
 
 
 class RemoteTimeline:
@@ -339,6 +341,7 @@ class RemoteTimeline:
         await self.close()
         if not self._is_in_store and not self._queue.has_uploaded_index:
             return False
+        await self._context.failpoints.pause("persist_deleted_index_part")
         await self._put_index(replace(self.clean_index, deleted_at=self.clean_index.deleted_at or now))
         return True
 
@@ -359,6 +362,7 @@ class RemoteTimeline:
             raise MissingLayerError(timeline_id=self._timeline_id, name=name)
         target = self._directory / paths.local_layer_name(name, entry.generation)
         temporary = target.with_name(f"{target.name}.{temporary_number:x}.temp_download")
+        await self._context.failpoints.pause("before-downloading-layer-stream-pausable")
         size = await self._context.storage.download(self._key(name, entry), temporary)
         if size != entry.file_size:
             raise CorruptDataError(
@@ -368,6 +372,7 @@ class RemoteTimeline:
                 expected=entry.file_size,
                 got=size,
             )
+        await self._context.failpoints.fail("remote-storage-download-pre-rename")
         await asyncio.to_thread(temporary.rename, target)
         return target
 
@@ -392,8 +397,10 @@ class RemoteTimeline:
             case UploadLayer(file):
                 await self._upload_layer(file)
             case UploadIndex(index):
+                await self._pause("before-upload-index-pausable")
                 await self._put_index(index)
             case DeleteLayers(files):
+                await self._pause("before-delete-layer-pausable")
                 self._delete(files)
             case Barrier() | Shutdown():
                 raise AssertionError("the queue resolves these itself")
@@ -405,6 +412,8 @@ class RemoteTimeline:
         assert entry.generation == self._context.generation, "only files of our own generation are uploaded"
         if not self._context.stores_layers:
             return
+        await self._context.failpoints.fail("before-upload-layer")
+        await self._pause("before-upload-layer-pausable")
         await self._let_deletion_pass(file)
         source = self._directory / paths.local_layer_name(file.name, entry.generation)
         try:
@@ -432,8 +441,15 @@ class RemoteTimeline:
             raise QueueStoppedError("queue is shutting down")
         self._recently_deleted -= passed
 
+    async def _pause(self, failpoint: str) -> None:
+        """Wait at a failpoint of the queue. Raises QueueStoppedError."""
+        await self._context.failpoints.pause(failpoint, unless=self._queue.cancelled)
+        if self._queue.cancelled.is_set():
+            raise QueueStoppedError("queue is shutting down")
+
     async def _put_index(self, index: IndexPart) -> None:
         self._check(index)
+        await self._context.failpoints.fail("before-upload-index")
         key = paths.index_key(self._context.shard, self._timeline_id, self._context.generation)
         await single_attempts(self._context.storage).put(key, await asyncio.to_thread(index.encode))
 

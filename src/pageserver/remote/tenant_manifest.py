@@ -14,6 +14,7 @@ from typing import Any
 
 from pageserver.clock import Clock
 from pageserver.errors import CorruptDataError, PageServerError
+from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import paths
@@ -106,7 +107,14 @@ class ManifestKeeper:
     """Reads and writes the manifest of one attached shard."""
 
     def __init__(
-        self, storage: ObjectStorage, shard: TenantShardId, generation: Generation, *, clock: Clock, log: Any
+        self,
+        storage: ObjectStorage,
+        shard: TenantShardId,
+        generation: Generation,
+        *,
+        clock: Clock,
+        log: Any,
+        failpoints: Failpoints | None = None,
     ) -> None:
         self._storage = storage
         self._shard = shard
@@ -115,6 +123,7 @@ class ManifestKeeper:
         self._log = log
         self._lock = asyncio.Lock()
         self._known: TenantManifest | None = None
+        self._failpoints = failpoints or Failpoints.off()
 
     async def read(self) -> TenantManifest | None:
         """Return the newest manifest not above our generation, or None. Raises ManifestDecodeError."""
@@ -138,6 +147,8 @@ class ManifestKeeper:
             self._known = None
             for failures in range(_RETRIES_MAX + 1):
                 try:
+                    await self._failpoints.fail("before-upload-manifest")
+                    await self._failpoints.pause("before-upload-manifest-pausable")
                     await single_attempts(self._storage).put(key, manifest.encode())
                     break
                 except PageServerError as error:

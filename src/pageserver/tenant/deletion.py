@@ -60,6 +60,7 @@ async def mark_deleted(
             if open_timeline is not None:
                 is_marked = await open_timeline.remote.upload_deleted_index(now)
             else:
+                await resources.failpoints.pause("persist_deleted_index_part")
                 is_marked = await _mark_stored_index(resources.storage, shard, timeline_id, generation, now)
             break
         except PageServerError as error:
@@ -104,9 +105,11 @@ async def delete_timeline_objects(
         doomed.append(paths.initdb_key(shard.tenant_id, timeline_id))
     await deletions.push_immediate(doomed)
     await _flush(deletions, resources)
+    await resources.failpoints.fail("timeline-delete-before-index-delete", text="failpoint: {}")
     if newest is not None:
         await deletions.push_immediate([newest])
         await _flush(deletions, resources)
+    await resources.failpoints.fail("timeline-delete-after-index-delete", text="failpoint: {}")
 
 
 async def _flush(deletions: DeletionQueue, resources: TenantResources) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from pageserver.clock import Clock
 from pageserver.config import TenantSettings
 from pageserver.errors import PageServerError
+from pageserver.failpoints import Failpoints
 from pageserver.keyspace.time_search import Future, Present, find_lsn_for_timestamp, to_postgres_time
 from pageserver.lsn import Lsn
 from pageserver.repository import GarbageReport
@@ -63,6 +64,7 @@ class GarbageCollector:
         exclusion: asyncio.Lock,
         clock: Clock,
         log: Any,
+        failpoints: Failpoints | None = None,
     ) -> None:
         self._repository = repository
         self._timelines = timelines
@@ -71,6 +73,7 @@ class GarbageCollector:
         self._exclusion = exclusion
         self._clock = clock
         self._log = log
+        self._failpoints = failpoints or Failpoints.off()
 
     @property
     def removes_versions(self) -> bool:
@@ -82,7 +85,9 @@ class GarbageCollector:
 
         Cancellation: safe; what is left is found the next time.
         """
+        await self._failpoints.fail("before-timeline-gc")
         async with self._exclusion:
+            await self._failpoints.sleep("gc_iteration_internal_after_getting_gc_timelines")
             cutoff = await self._find_cutoff(timeline, gc_horizon)
             await timeline.advance_gc_cutoff(cutoff)
             report = await asyncio.to_thread(self._repository.collect_garbage, timeline.timeline_id, cutoff)
@@ -116,6 +121,7 @@ class GarbageCollector:
         self._log.error("garbage collection ended", error=str(error), exc_info=error)
 
     async def _find_cutoff(self, timeline: Timeline, gc_horizon: int | None) -> Lsn:
+        await self._failpoints.pause("Timeline::find_gc_cutoffs-pausable")
         settings = self._settings()
         pitr_seconds = settings.pitr_interval.seconds
         wanted = self._clock.now() - timedelta(seconds=pitr_seconds or _PITR_DEFAULT_SECONDS)

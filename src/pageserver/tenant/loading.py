@@ -145,6 +145,7 @@ async def _read_documents(
         except PageServerError as error:
             outcome.broken[timeline_id] = str(error)
 
+    await resources.failpoints.fail("storage-sync-list-remote-timelines", text="{}")
     ids = await _list_ids(resources, paths.timelines_prefix(shard))
     offloaded = {entry.timeline_id for entry in outcome.offloaded}
     outcome.offloaded = [entry for entry in outcome.offloaded if entry.timeline_id in ids]

@@ -414,6 +414,7 @@ class TenantManager:
         )
 
     async def _persist(self, shard: TenantShardId, location: LocationConfig) -> None:
+        await self._resources.failpoints.fail("tenant-config-before-write", text="{}")
         await asyncio.to_thread(self._write_config, shard, location)
 
     def _write_config(self, shard: TenantShardId, location: LocationConfig) -> None:

@@ -59,6 +59,7 @@ class TimelineOpener:
             uploads=resources.uploads,
             clock=resources.clock,
             log=resources.log.bind(tenant=str(shard)),
+            failpoints=resources.failpoints,
         )
 
     async def load(
@@ -113,7 +114,8 @@ class TimelineOpener:
         await self.drop_directory(timeline_id)
         directory = paths.timeline_directory(self._resources.workdir, self._shard, timeline_id)
         await asyncio.to_thread(make_directory_durable, directory, self._resources.workdir)
-        return await self._open(
+        await self._resources.failpoints.fail("after-timeline-dir-creation")
+        timeline = await self._open(
             timeline_id,
             index,
             document,
@@ -123,6 +125,12 @@ class TimelineOpener:
             next_open_layer_at=start + 1 if is_branch else start,
             loaded=False,
         )
+        try:
+            await self._resources.failpoints.pause("timeline-creation-after-uninit")
+        except BaseException:
+            await timeline.close()
+            raise
+        return timeline
 
     async def drop_directory(self, timeline_id: TimelineId) -> None:
         """Remove a timeline's local directory, and what the repository keeps elsewhere, durably."""
@@ -202,6 +210,7 @@ class TimelineOpener:
             settings=self._settings,
             clock=self._resources.clock,
             log=self._resources.log.bind(tenant=str(self._shard), timeline=str(timeline_id)),
+            failpoints=self._resources.failpoints,
         )
 
     async def _add_layers(self, timeline: Timeline, index: IndexPart) -> None:

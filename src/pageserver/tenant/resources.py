@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pageserver.clock import Clock
 from pageserver.config import ServerSettings
+from pageserver.failpoints import Failpoints
 from pageserver.ids import TenantShardId
 from pageserver.remote import ObjectStorage
 from pageserver.remote.deletion_queue import DeletionQueue
@@ -64,3 +65,4 @@ class TenantResources:
     clock: Clock
     log: Any
     uploads: UploadPolicy = field(default_factory=UploadPolicy)
+    failpoints: Failpoints = field(default_factory=Failpoints.off)

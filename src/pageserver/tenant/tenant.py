@@ -104,7 +104,14 @@ class Tenant:
             settings=self.settings,
             rights=self._upload_rights,
         )
-        self._manifest = ManifestKeeper(resources.storage, shard, self.generation, clock=resources.clock, log=self._log)
+        self._manifest = ManifestKeeper(
+            resources.storage,
+            shard,
+            self.generation,
+            clock=resources.clock,
+            log=self._log,
+            failpoints=resources.failpoints,
+        )
         self._tasks = TaskScope()
         self._sources = TenantSources(resources.way_in, self._tasks, self._log)
         self._run_tasks: dict[TimelineId, asyncio.Task[None]] = {}
@@ -140,6 +147,7 @@ class Tenant:
             exclusion=self._gc_and_branches,
             clock=resources.clock,
             log=self._log,
+            failpoints=resources.failpoints,
         )
         self._state_changed = asyncio.Event()
 
@@ -360,11 +368,15 @@ class Tenant:
     # Private: attach
 
     async def _attach(self, warmup: asyncio.Semaphore | None) -> None:
+        failpoints = self._resources.failpoints
+        await failpoints.sleep("before-attaching-tenant")
         if warmup is None:
             await self._load()
         else:
             async with warmup:
                 await self._load()
+        await failpoints.sleep("attach-before-activate-sleep")
+        await failpoints.fail("attach-before-activate")
         self._become(TenantState(TenantStatus.ACTIVATING))
         for timeline in self.open_timelines():
             self._run(timeline)

@@ -77,9 +77,12 @@ class TimelineDeletions:
                 await self._host.stop_timeline(timeline)
             else:
                 await self._sources.stop(timeline_id)
+            failpoints = self._resources.failpoints
+            await failpoints.fail("timeline-delete-before-index-deleted-at", text="failpoint: {}")
             await mark_deleted(self._resources, self._shard, timeline_id, self._generation, timeline)
             if record is not None:
                 await self._archival.forget_deleted(record)
+            await failpoints.fail("timeline-delete-before-schedule", text="failpoint: {}")
         except BaseException:
             self._running.discard(timeline_id)
             raise
@@ -99,8 +102,12 @@ class TimelineDeletions:
         )
 
     async def _finish(self, timeline_id: TimelineId) -> None:
+        failpoints = self._resources.failpoints
+        await failpoints.fail("timeline-delete-before-rm", text="failpoint: {}")
         await self._opener.drop_directory(timeline_id)
+        await failpoints.fail("timeline-delete-after-rm", text="failpoint: {}")
         await delete_timeline_objects(self._resources, self._shard, timeline_id, self._generation)
+        await failpoints.pause("in_progress_delete")
         self._host.timelines.pop(timeline_id, None)
         self._running.discard(timeline_id)
         await self._archival.upload_manifest()

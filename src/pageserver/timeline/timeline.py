@@ -22,6 +22,7 @@ from typing import Any
 from pageserver.clock import Clock
 from pageserver.config import TenantSettings
 from pageserver.errors import LsnTimeoutError, PageServerError, StoppedError
+from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
 from pageserver.keyspace.snapshot import Snapshot
 from pageserver.lsn import Lsn
@@ -72,6 +73,7 @@ class Timeline:
         settings: Callable[[], TenantSettings],
         clock: Clock,
         log: Any,
+        failpoints: Failpoints | None = None,
     ) -> None:
         self.identity = identity
         self.tenant_shard_id = identity.tenant_shard_id
@@ -98,6 +100,8 @@ class Timeline:
         self._flush_wanted = asyncio.Event()
         self._flush_waiters: list[asyncio.Future[None]] = []
         self._flushed_one = asyncio.Event()
+        self._failpoints = failpoints or Failpoints.off()
+        self._unscheduled: LayerFacts | None = None
 
     @property
     def last_record_lsn(self) -> Lsn:
@@ -299,12 +303,26 @@ class Timeline:
                     waiter.set_result(None)
 
     async def _flush_frozen(self) -> None:
-        while (layer := await asyncio.to_thread(self.store.flush_oldest, self.generation.number)) is not None:
+        while (layer := await self._write_oldest()) is not None:
+            await self._failpoints.pause("flush-layer-cancel-after-writing-layer-out-pausable")
+            await self._failpoints.fail("flush-layer-before-update-remote-consistent-lsn")
+            await self._failpoints.fail("checkpoint-before-saving-metadata")
             self._schedule_flushed(layer)
+            self._unscheduled = None
             self._flushed_one.set()
         # The object repository flushes without a layer to name.
         if self.remote.index.disk_consistent_lsn < self.disk_consistent_lsn:
             self._schedule_metadata()
+
+    async def _write_oldest(self) -> LayerFacts | None:
+        """Write the oldest frozen layer to a file. One that was written and not scheduled comes again: the engine has
+        let go of its frozen layer by then.
+        """
+        if self._unscheduled is None:
+            await self._failpoints.pause("flush-frozen-pausable")
+            await self._failpoints.pause("flush-frozen-exit")
+            self._unscheduled = await asyncio.to_thread(self.store.flush_oldest, self.generation.number)
+        return self._unscheduled
 
     def _schedule_flushed(self, layer: LayerFacts) -> None:
         """Have the layer and the index that names it uploaded."""
@@ -332,7 +350,7 @@ class Timeline:
             settings = self._settings()
             timeout = settings.checkpoint_timeout.seconds
             await self._clock.sleep(min(_ROLL_CHECK_SECONDS_MAX, max(timeout / 4, 0.1)))
-            if self.store.frozen_layers():
+            if self.store.frozen_layers() or self._unscheduled is not None:
                 self._flush_wanted.set()
             layer = self.store.open_layer()
             if layer is None or self.state.status is not TimelineStatus.ACTIVE:

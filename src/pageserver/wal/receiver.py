@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 
 from pageserver.clock import Clock
 from pageserver.errors import PageServerError, StoppedError, UnavailableError
+from pageserver.failpoints import Failpoints
 from pageserver.lsn import INVALID_LSN, Lsn
 from pageserver.postgres.timeline_history import parse_history
 from pageserver.timeline.info import SourceStatus
@@ -145,6 +146,7 @@ class WalReceiver:
         clock: Clock,
         log: Any,
         is_overtaken: Callable[[], Awaitable[bool]] | None = None,
+        failpoints: Failpoints | None = None,
     ) -> None:
         """`is_overtaken` asks whether another server has the timeline in a newer generation."""
         assert source.connection is not None, "a receiver needs a primary"
@@ -157,6 +159,7 @@ class WalReceiver:
         self._clock = clock
         self._log = log
         self._is_overtaken = is_overtaken
+        self.failpoints = failpoints or Failpoints.off()
         self._pauses = RetryPauses()
         self.state = ReceiverState()
 
@@ -426,10 +429,12 @@ class _Session:
             self._queue.clear()
             self._queued_bytes = 0
             self._taken.set()
+            await self._receiver.failpoints.sleep("wal-ingest-record-sleep")
             step = await run_blocking(lambda wal=wal: applier.take(wal))  # type: ignore[misc]
             while step is IngestStep.ROLL:
                 await self._receiver.timeline.roll()
                 step = await run_blocking(applier.go_on)
+            await self._receiver.failpoints.fail("walreceiver-after-ingest")
             if self._receiver.timeline.last_record_lsn > before:
                 self._receiver.note_processed()
             if self._ended:

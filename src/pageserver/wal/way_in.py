@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from pageserver.clock import Clock
 from pageserver.errors import ConflictError, PreconditionFailedError, RequestError, UnavailableError
+from pageserver.failpoints import Failpoints
 from pageserver.keyspace.key import Key
 from pageserver.lsn import Lsn
 from pageserver.postgres.control_file import ClusterState, ControlFile
@@ -54,7 +55,17 @@ class PostgresWayIn:
     `image_compression` is the server's setting of that name.
     """
 
-    def __init__(self, *, workdir: Path, node_id: int, image_compression: str, clock: Clock, log: Any) -> None:
+    def __init__(
+        self,
+        *,
+        workdir: Path,
+        node_id: int,
+        image_compression: str,
+        clock: Clock,
+        log: Any,
+        failpoints: Failpoints | None = None,
+    ) -> None:
+        self._failpoints = failpoints or Failpoints.off()
         self._spool_root = workdir / _SPOOL_DIRECTORY
         self._application_name = f"pageserver-{node_id}"
         self._compression = image_compression
@@ -115,6 +126,7 @@ class PostgresWayIn:
             spool_directory=self._spool_of(slot),
             clock=self._clock,
             log=self._log.bind(tenant=str(slot.tenant_shard_id), timeline=str(slot.timeline_id)),
+            failpoints=self._failpoints,
         )
 
     def document_of_branch(self, document: SourceDocument, *, branch_lsn: Lsn) -> Mapping[str, Any]:
@@ -257,7 +269,9 @@ class PrimarySource:
         spool_directory: Path,
         clock: Clock,
         log: Any,
+        failpoints: Failpoints,
     ) -> None:
+        self._failpoints = failpoints
         self._slot = slot
         self._source = source
         self._application_name = application_name
@@ -297,6 +311,7 @@ class PrimarySource:
             clock=self._clock,
             log=self._log,
             is_overtaken=self._slot.is_overtaken,
+            failpoints=self._failpoints,
         )
         await self._receiver.run()
 

@@ -14,6 +14,7 @@ import structlog
 
 from pageserver.clock import SystemClock
 from pageserver.config import ServerConfig
+from pageserver.failpoints import Failpoints
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import render_metrics
 from pageserver.remote.tenant_manifest import TenantManifest
@@ -55,8 +56,11 @@ class Api:
 
 
 @asynccontextmanager
-async def serve(workdir: Path, *, bucket: Path | None = None, **settings: Any) -> AsyncIterator[Api]:
-    world = await World.start(workdir, bucket=bucket, **settings)
+async def serve(
+    workdir: Path, *, bucket: Path | None = None, failpoints: Failpoints | None = None, **settings: Any
+) -> AsyncIterator[Api]:
+    failpoints = failpoints or Failpoints.off()
+    world = await World.start(workdir, bucket=bucket, failpoints=failpoints, **settings)
     config = ServerConfig(workdir=workdir, node_id=1234, settings=world.resources.settings, ignored_items=("foo",))
     context = ApiContext(
         config=config,
@@ -65,6 +69,7 @@ async def serve(workdir: Path, *, bucket: Path | None = None, **settings: Any) -
         launch_timestamp="2026-01-01 00:00:00.000000000 UTC",
         metrics=lambda: render_metrics(world.manager, config.ignored_items, "test"),
         log=structlog.get_logger(),
+        failpoints=failpoints,
     )
     transport = httpx.ASGITransport(app=create_app(context), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://pageserver") as client:
