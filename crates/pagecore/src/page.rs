@@ -12,8 +12,6 @@
 //! contradicts itself is a [`Fault`]. The bytes of the hole and of the padding after items come out as PostgreSQL leaves
 //! them, because whole pages are compared with its own.
 
-use std::ops::Range;
-
 use crate::{Lsn, BLCKSZ};
 
 /// The bytes of one page.
@@ -93,6 +91,11 @@ impl ItemId {
         ItemId(self.0 & 0x1_FFFF | u32::from(length & 0x7FFF) << 17)
     }
 
+    /// From the four bytes of the array.
+    fn read(slot: &[u8]) -> ItemId {
+        ItemId(slot.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)))
+    }
+
     pub fn without_state(self) -> ItemId {
         ItemId(self.0 & !0x1_8000)
     }
@@ -132,6 +135,17 @@ pub fn xid_precedes(a: u32, b: u32) -> bool {
         (a.wrapping_sub(b) as i32) < 0
     }
 }
+
+/// Items that lie side by side: where their line pointers begin, and the bytes of all.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    first: usize,
+    start: usize,
+    end: usize,
+}
+
+/// A page with more gaps is compacted item by item.
+const MOST_RUNS: usize = 32;
 
 /// A page that is being changed in place.
 pub struct Page<'a>(&'a mut PageBytes);
@@ -377,7 +391,7 @@ impl<'a> Page<'a> {
         let end = self.limits()?.lower;
         let pointers = self.0.get_mut(HEADER_SIZE..end).ok_or(Fault::Page("lower is beyond the page's end"))?;
         for slot in pointers.chunks_exact_mut(4) {
-            let id = ItemId(u32::from_le_bytes([slot[0], slot[1], slot[2], slot[3]]));
+            let id = ItemId::read(slot);
             let offset = usize::from(id.offset());
             if offset <= limit && (id.has_storage() || !storage_only) {
                 slot.copy_from_slice(&id.with_offset((offset as isize + delta) as u16).0.to_le_bytes());
@@ -466,14 +480,73 @@ impl<'a> Page<'a> {
     }
 
     /// Places the items with storage one below the other, in line pointer order, from `special` downwards.
+    ///
+    /// Nearly always they are in that order already, in a few runs of items that lie side by side: then each run moves
+    /// up as one, and its line pointers by one addition. What is not so simple goes to [`Page::compact_each`].
     fn compact(&mut self) -> Result<(), Fault> {
         let limits = self.limits()?;
+        let mut runs = [Run::default(); MOST_RUNS];
+        let Some(count) = self.find_runs(&limits, &mut runs) else {
+            return self.compact_each(limits);
+        };
         let mut upper = limits.special;
-        let mut below = limits.special;
-        // In order already, as they nearly always are: each item moves up or stays, so no copy of the page is needed.
-        let mut in_order = true;
-        // The first item that moves, and what is above its new place.
-        let mut first = None;
+        let mut behind = limits.lower;
+        let mut places = [0; MOST_RUNS];
+        for (run, place) in runs[..count].iter().zip(&mut places) {
+            upper -= run.end - run.start;
+            *place = upper;
+            // From the top down: no run's new place reaches into one that has still to move.
+            if run.start != upper {
+                self.0.copy_within(run.start..run.end, upper);
+            }
+        }
+        for (run, place) in runs[..count].iter().zip(places).rev() {
+            let pointers = self.0.get_mut(run.first..behind).unwrap_or(&mut []);
+            let distance = (place - run.start) as u32;
+            behind = run.first;
+            if distance == 0 {
+                continue;
+            }
+            for slot in pointers.chunks_exact_mut(4) {
+                let id = ItemId::read(slot);
+                let raised = id.0 + if id.has_storage() { distance } else { 0 };
+                slot.copy_from_slice(&raised.to_le_bytes());
+            }
+        }
+        self.set_upper(upper);
+        Ok(())
+    }
+
+    /// Fills in the runs of items that lie side by side, from `special` downwards; returns how many. None: the items are
+    /// not in the order of their line pointers, some lie outside of their space, or there are too many runs.
+    fn find_runs(&self, limits: &Limits, runs: &mut [Run; MOST_RUNS]) -> Option<usize> {
+        let mut closed = 0;
+        let mut run = Run { first: HEADER_SIZE, start: limits.special, end: limits.special };
+        for (i, id) in self.line_pointers(limits).enumerate() {
+            if !id.has_storage() {
+                continue;
+            }
+            let start = usize::from(id.offset());
+            let end = start + maxalign(usize::from(id.length()));
+            if end != run.start {
+                if end > run.start || closed + 1 == MOST_RUNS {
+                    return None;
+                }
+                runs[closed] = run;
+                closed += 1;
+                run = Run { first: HEADER_SIZE + 4 * i, start, end };
+            }
+            run.start = start;
+        }
+        runs[closed] = run;
+        // Starts only go down: the last is the lowest.
+        (run.start >= limits.lower).then_some(closed + 1)
+    }
+
+    /// [`Page::compact`] for items in any order, and for pages that contradict themselves: all items are checked before
+    /// any moves.
+    fn compact_each(&mut self, limits: Limits) -> Result<(), Fault> {
+        let mut upper = limits.special;
         for (i, id) in self.line_pointers(&limits).enumerate() {
             if !id.has_storage() {
                 continue;
@@ -482,71 +555,49 @@ impl<'a> Page<'a> {
             if start < limits.lower || start + size > limits.special {
                 return Err(Fault::Item { offset: i as u16 + 1, what: "lies outside the space for items" });
             }
-            in_order &= start + size <= below;
-            below = start;
-            let above = upper;
             upper = match upper.checked_sub(size) {
                 Some(upper) if upper >= limits.lower => upper,
                 _ => return Err(Fault::Page("items overlap")),
             };
-            if first.is_none() && start != upper {
-                first = Some((i as u16 + 1, above));
-            }
         }
         self.set_upper(upper);
-        let Some((first, mut upper)) = first else { return Ok(()) };
-        let copy = if in_order { None } else { Some(*self.0) };
-        // Items that lie side by side move as one.
-        let (mut run, mut run_to) = (upper..upper, upper);
-        for offset in first..=limits.item_count() {
+        let copy = *self.0;
+        let mut to = limits.special;
+        for offset in 1..=limits.item_count() {
             let id = self.line_pointer(offset);
             if !id.has_storage() {
                 continue;
             }
             let (start, size) = (usize::from(id.offset()), maxalign(usize::from(id.length())));
-            upper -= size;
-            if start + size != run.start {
-                self.move_items(&copy, run, run_to);
-                run = start..start + size;
-            }
-            (run.start, run_to) = (start, upper);
-            self.set_line_pointer(offset, id.with_offset(upper as u16));
+            to -= size;
+            self.0[to..to + size].copy_from_slice(&copy[start..start + size]);
+            self.set_line_pointer(offset, id.with_offset(to as u16));
         }
-        self.move_items(&copy, run, run_to);
         Ok(())
     }
 
-    fn line_pointers(&self, limits: &Limits) -> impl Iterator<Item = ItemId> + '_ {
+    fn line_pointers(&self, limits: &Limits) -> impl DoubleEndedIterator<Item = ItemId> + '_ {
         let array = self.0.get(HEADER_SIZE..limits.lower).unwrap_or(&[]);
-        array.chunks_exact(4).map(|b| ItemId(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-    }
-
-    /// Copies bytes up, out of the page as it was or within it. The caller has checked both places.
-    fn move_items(&mut self, copy: &Option<PageBytes>, from: Range<usize>, to: usize) {
-        match copy {
-            _ if from.start == to => {}
-            None => self.0.copy_within(from, to),
-            Some(copy) => self.0[to..to + from.len()].copy_from_slice(&copy[from]),
-        }
+        array.chunks_exact(4).map(ItemId::read)
     }
 
     /// Closes the gaps between items after pruning (RepairFragmentation). `truncate`: line pointers that are unused to
     /// the end of the array are cut off, as 15 and newer do.
     pub fn repair_fragmentation(&mut self, truncate: bool) -> Result<(), Fault> {
         let limits = self.limits()?;
-        let (count, mut unused, mut last_used) = (limits.item_count(), 0, 0);
-        let array = self.0.get_mut(HEADER_SIZE..limits.lower).unwrap_or(&mut []);
-        for (i, bytes) in array.chunks_exact_mut(4).enumerate() {
-            if ItemId(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).is_used() {
-                last_used = i as u16 + 1;
-            } else {
-                bytes.copy_from_slice(&ItemId::UNUSED.0.to_le_bytes());
-                unused += 1;
+        let mut unused = self.line_pointers(&limits).filter(|id| !id.is_used()).count();
+        if unused > 0 {
+            let array = self.0.get_mut(HEADER_SIZE..limits.lower).unwrap_or(&mut []);
+            for slot in array.chunks_exact_mut(4) {
+                if !ItemId::read(slot).is_used() {
+                    slot.copy_from_slice(&ItemId::UNUSED.0.to_le_bytes());
+                }
             }
         }
         if truncate {
-            unused -= count - last_used;
-            self.set_lower(HEADER_SIZE + 4 * usize::from(last_used));
+            let at_end = self.line_pointers(&limits).rev().take_while(|id| !id.is_used()).count();
+            unused -= at_end;
+            self.set_lower(limits.lower - 4 * at_end);
         }
         self.compact()?;
         self.set_flag(HAS_FREE_LINES, unused > 0);

@@ -152,6 +152,50 @@ fn fragmentation_is_repaired_as_each_version_does() {
 }
 
 #[test]
+fn many_gaps_close_and_redirects_between_items_stay() {
+    for step in [2, 3, 7] {
+        let mut bytes = [0; BLCKSZ];
+        let mut page = Page::new(&mut bytes);
+        page.init(0);
+        let mut model: Model = (0..150).map(|i| Some(vec![i; 30])).collect();
+        for (offset, item) in (1..).zip(&model) {
+            page.add_item(offset, item.as_ref().unwrap()).unwrap();
+        }
+        for offset in (1..=150).step_by(step) {
+            page.set_item(offset, ItemId::new(2, ItemState::Redirect, 0)).unwrap();
+            model[usize::from(offset) - 1] = None;
+        }
+        page.repair_fragmentation(true).unwrap();
+        let used = model.iter().flatten().count();
+        assert_eq!(page.limits().unwrap().upper, BLCKSZ - 32 * used);
+        for (offset, want) in (1..).zip(&model) {
+            match want {
+                Some(item) => assert_eq!(page.item_bytes(offset).unwrap(), item),
+                None => assert_eq!(page.item(offset).unwrap(), ItemId::new(2, ItemState::Redirect, 0)),
+            }
+        }
+    }
+}
+
+#[test]
+fn items_that_overlap_are_a_fault_and_nothing_moves() {
+    let mut bytes = [0; BLCKSZ];
+    let mut page = Page::new(&mut bytes);
+    page.init(0);
+    for offset in 1..=200 {
+        page.add_item(offset, &[1; 24]).unwrap();
+    }
+    let lowest = page.limits().unwrap().upper;
+    for offset in 1..=200 {
+        // Each alone lies in its place; together they need more than there is.
+        page.set_item(offset, ItemId::new(lowest as u16, ItemState::Normal, 4000)).unwrap();
+    }
+    let before = *page.bytes();
+    assert_eq!(page.repair_fragmentation(true), Err(Fault::Page("items overlap")));
+    assert_eq!(*page.bytes(), before);
+}
+
+#[test]
 fn contradictions_are_faults() {
     let mut bytes = [0; BLCKSZ];
     let mut page = Page::new(&mut bytes);
