@@ -6,13 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import getpage, ingest, redo
+from bench import attach, getpage, ingest, redo
 from bench.world import Report
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks with ceilings and peers.")
-    parser.add_argument("which", nargs="?", choices=["getpage", "ingest", "redo"], help="default: all")
+    parser.add_argument("which", nargs="?", choices=["getpage", "ingest", "redo", "attach"], help="default: all")
     parser.add_argument("--scale", type=int, default=50, help="of pgbench (default 50)")
     parser.add_argument("--repeat", type=int, default=3, help="pairs of measurements per figure (default 3)")
     parser.add_argument("--seconds", type=float, default=5, help="getpage: of each measurement (default 5)")
@@ -30,6 +30,8 @@ def main() -> int:
         ingest.run(report, ingest.Options(given.scale, given.wal_mib, given.repeat))
     if given.which in (None, "redo"):
         redo.run(report, redo.Options(given.redo_seconds))
+    if given.which in (None, "attach"):
+        attach.run(report, attach.Options())
     return 0
 
 

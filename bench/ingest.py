@@ -218,24 +218,16 @@ def take_with_page_server(folder: Path, history: History) -> Taken:
             ends = {"base_lsn": history.base_lsn, "end_lsn": history.consistent_lsn}
             _put(server, f"{path}/import_basebackup", {**ends, **versions}, *_file(history.base_tar))
             subprocess.run(["sync"], check=True)
-            pid = server_pid(server)
-            forget_peak_rss(pid)
+            forget_peak_rss(server.pid)
             ends = {"start_lsn": history.base_lsn, "end_lsn": history.end_lsn}
             seconds = _put(server, f"{path}/import_wal", ends, *_tar(history.segments))
-            rss = peak_rss_bytes(pid)
+            rss = peak_rss_bytes(server.pid)
             detail: dict[str, Any] = server.api("GET", path)
             reached = lsn_number(detail["disk_consistent_lsn"])
             assert reached >= lsn_number(history.end_lsn) - SEGMENT_BYTES, f"flushed only to {detail}"
             return Taken(seconds, rss)
     finally:
         shutil.rmtree(folder)
-
-
-def server_pid(server: PageServerProcess) -> int:
-    """The process that listens; the one that was started."""
-    process = server._process
-    assert process is not None
-    return process.pid
 
 
 def _put(server: PageServerProcess, path: str, params: dict[str, Any], body: Iterator[bytes], size: int) -> float:

@@ -83,6 +83,11 @@ class PageServerProcess:
         """Kill it as a crash would."""
         self.stop(signal.SIGKILL)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
