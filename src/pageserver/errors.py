@@ -5,6 +5,7 @@
         NotFoundError        the thing asked for is not there
         ConflictError        it is there already, or busy in another way
         PreconditionFailedError   the state of the thing does not allow it (yet)
+        NotBuiltError        this release cannot do it
       UnavailableError     retry later
         LsnTimeoutError      the WAL asked for did not arrive in time
       StoppedError         shut down, detached or fenced: go elsewhere
@@ -53,6 +54,13 @@ class ConflictError(RequestError):
 
 class PreconditionFailedError(RequestError):
     """The request is well-formed, but the state of what it names does not allow it."""
+
+
+class NotBuiltError(RequestError):
+    """The specification has it, this release does not. ``what`` is a noun."""
+
+    def __init__(self, what: str, **facts: Any) -> None:
+        super().__init__(f"{what} is not implemented yet", **facts)
 
 
 class UnavailableError(PageServerError):

@@ -32,6 +32,7 @@ from pageserver.errors import PageServerError, StoppedError
 from pageserver.failpoints import Failpoints, FailpointSyntaxError, parse_environment
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import configure_logging, render_metrics
+from pageserver.postgres.initdb import Initdb
 from pageserver.remote import GenerationClaim, ObjectStorage, RetryingStorage, open_object_storage, paths
 from pageserver.remote.adopt_local import adopt_local_store
 from pageserver.remote.deletion_queue import DeletionQueue
@@ -192,10 +193,17 @@ class _Server:
         storage, stores_layers = open_storage(config, clock, self._log)
         engine = CoreEngine(settings, self._log, clock)
         pages = PageServiceRoom(settings, self._log)
+        initdb = Initdb(
+            pg_installations=settings.pg_installations,
+            pg_distrib_dir=settings.pg_distrib_dir,
+            superuser=settings.superuser,
+            locale=settings.locale,
+        )
         way_in = PostgresWayIn(
             workdir=config.workdir,
             node_id=config.node_id,
             image_compression=settings.image_compression,
+            initdb=initdb,
             clock=clock,
             log=self._log,
             failpoints=self._failpoints,
@@ -273,6 +281,7 @@ class _Server:
             await deletions.close()
             if client is not None:
                 await client.close()
+            await asyncio.to_thread(initdb.close)
             await asyncio.to_thread(engine.close)
 
     async def _adopt_local_store(self, storage: ObjectStorage, *, has_controller: bool) -> None:

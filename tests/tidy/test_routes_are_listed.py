@@ -12,6 +12,7 @@ from pageserver.mgmt.routes import ROUTERS
 ROOT = Path(__file__).parents[2]
 FILES = {
     "A": "tests/unit/mgmt/test_archival_http.py",
+    "C": "tests/unit/mgmt/test_creation_http.py",
     "F": "tests/unit/mgmt/test_failpoints_http.py",
     "H": "tests/unit/mgmt/test_http.py",
     "L": "tests/unit/mgmt/test_layer_routes.py",

@@ -239,6 +239,8 @@ class FakeWayIn:
     def __init__(self) -> None:
         self.fail_import: Exception | None = None
         self.die_before_finish = False
+        self.initdb_began = asyncio.Event()
+        self.initdb_may_end: asyncio.Event | None = None
 
     async def prepare_primary(self, slot: SourceSlot, options: Mapping[str, Any]) -> Mapping[str, Any]:
         if options.get("conninfo") == "minimal":
@@ -267,8 +269,34 @@ class FakeWayIn:
         timeline = await slot.begin(RootParameters(pg_version, base_lsn, SourceTraits(flavour)))
         if content != b"good":
             raise RequestError("invalid tar EOF marker")
+        document = {"state": "ready", "flavour": flavour, "pg_version": pg_version, "backup_start_lsn": str(base_lsn)}
+        await slot.save_document(document)
         await write_image(timeline, base_lsn)
-        await slot.finish({"state": "ready", "flavour": flavour, "pg_version": pg_version})
+        slot.activate()
+
+    async def make_data_directory(self, directory: Path, pg_version: int) -> Flavour:
+        if self.fail_import is not None:
+            raise self.fail_import
+        self.initdb_began.set()
+        if self.initdb_may_end is not None:
+            await self.initdb_may_end.wait()
+        await asyncio.to_thread(fake_data_directory, directory, pg_version)
+        return "stock"
+
+    async def import_data_directory(
+        self, slot: SourceSlot, directory: Path, *, pg_version: int, flavour: Flavour
+    ) -> None:
+        found = int(await asyncio.to_thread((directory / "PG_VERSION").read_text))
+        if found != pg_version:
+            raise RequestError(f"the copy is of PostgreSQL {found}")
+        timeline = await slot.begin(RootParameters(pg_version, START, SourceTraits(flavour)))
+        await slot.save_document({"state": "ready", "flavour": flavour, "pg_version": pg_version})
+        layer = store_of(timeline).write_layer(f"{_FULL}__{int(START):016X}", timeline.generation.number)
+        store_of(timeline).set_disk_consistent_lsn(START)
+        timeline.remote.schedule_layers({layer.name: layer.file_size})
+        store_of(timeline).ingest(START + 0x78)
+        await timeline.freeze_and_flush()
+        slot.activate()
 
     async def import_wal(self, slot: SourceSlot, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
         assert slot.timeline is not None
@@ -277,6 +305,12 @@ class FakeWayIn:
             continue
         store_of(timeline).ingest(end_lsn)
         await timeline.freeze_and_flush()
+
+
+def fake_data_directory(directory: Path, pg_version: int) -> None:
+    """Make what stands for the work of initdb."""
+    (directory / "pg_notify").mkdir(parents=True)
+    (directory / "PG_VERSION").write_text(f"{pg_version}\n")
 
 
 async def write_image(timeline: Timeline, lsn: Lsn = START) -> None:

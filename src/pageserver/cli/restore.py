@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,7 +162,7 @@ def _start(directory: Path, port: int, folder: Path, user: str) -> None:
     done = subprocess.run(
         command,
         user=user if as_root else None,
-        group=user if as_root else None,
+        group=pwd.getpwnam(user).pw_gid if as_root else None,
         extra_groups=[] if as_root else None,
         cwd="/",
         stdout=subprocess.DEVNULL,

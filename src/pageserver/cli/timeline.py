@@ -1,12 +1,22 @@
-"""`pagectl timeline`: follow a primary, branch, list, describe, delete."""
+"""`pagectl timeline`: follow a primary, make a cluster, branch, list, describe, archive, delete."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from pageserver.cli.client import ApiRefusal, Session, Unreachable, parse_timeline
@@ -30,19 +40,49 @@ def timeline() -> None:
 
 @timeline.command()
 @tenant_option
-@click.option("--primary", "conninfo", required=True, help="libpq connection string; passwords belong into PGPASSFILE.")
+@click.option("--primary", "conninfo", help="libpq connection string; passwords belong into PGPASSFILE.")
+@click.option("--pg-version", type=click.IntRange(14, 18), help="Major version of a new cluster; 17 if left out.")
+@click.option("--initdb-of", help="Begin with the cluster that this timeline began with, not with a new one.")
 @click.option("--timeline", "timeline_id", help="Id of the new timeline; left out, one is made up.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the import has begun.")
 @click.pass_obj
-def create(session: Session, tenant: str | None, conninfo: str, timeline_id: str | None, no_wait: bool) -> None:
-    """Import a primary's base backup and follow its WAL."""
+def create(
+    session: Session,
+    tenant: str | None,
+    conninfo: str | None,
+    pg_version: int | None,
+    initdb_of: str | None,
+    timeline_id: str | None,
+    no_wait: bool,
+) -> None:
+    """Make a timeline: of a primary, whose base backup is imported and whose WAL is followed, or, without --primary, of
+    a new cluster that the server makes with initdb.
+    """
+    if conninfo is not None and (pg_version is not None or initdb_of is not None):
+        raise click.UsageError("--primary does not go with --pg-version or --initdb-of: the primary decides")
     shard = session.resolve_tenant(tenant)
     new_id = TimelineId.generate() if timeline_id is None else parse_timeline(timeline_id)
-    body = {"new_timeline_id": str(new_id), "primary": {"conninfo": conninfo}}
-    info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
-    if not no_wait:
+    body: dict[str, Any] = {"new_timeline_id": str(new_id)}
+    if conninfo is not None:
+        body["primary"] = {"conninfo": conninfo}
+    else:
+        body["pg_version"] = pg_version
+        body["existing_initdb_timeline_id"] = None if initdb_of is None else str(parse_timeline(initdb_of))
+    with _working(session, f"making timeline {new_id}"):
+        info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
+    if conninfo is not None and not no_wait:
         info = _watch_import(session, f"/v1/tenant/{shard}/timeline/{new_id}")
     show(session, info, lambda: _detail_table(info))
+
+
+@timeline.command(name="preserve-initdb")
+@tenant_option
+@click.argument("timeline_id")
+@click.pass_obj
+def preserve_initdb(session: Session, tenant: str | None, timeline_id: str) -> None:
+    """Keep the cluster that a timeline began with beyond the timeline's deletion, for `create --initdb-of`."""
+    session.client.post(f"{session.timeline_path(tenant, timeline_id)}/preserve_initdb_archive", {})
+    show(session, None, lambda: make_table(("preserved",), [(timeline_id,)]))
 
 
 @timeline.command(name="list")
@@ -176,6 +216,15 @@ def state_text(info: dict[str, Any]) -> str:
 def _set_archival(session: Session, tenant: str | None, timeline_id: str, state: str) -> None:
     session.client.put(f"{session.timeline_path(tenant, timeline_id)}/archival_config", {"state": state})
     show(session, None, lambda: make_table((state.lower(),), [(timeline_id,)]))
+
+
+@contextmanager
+def _working(session: Session, what: str) -> Iterator[None]:
+    """Show people that something goes on that has no measure."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
+        bar.add_task(what, total=None)
+        yield
 
 
 def _watch_import(session: Session, path: str) -> dict[str, Any]:

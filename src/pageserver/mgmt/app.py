@@ -130,6 +130,8 @@ async def _answer_framework_error(request: Request, error: Exception) -> JSONRes
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     answer = to_api_error(error)
+    if answer.status == 500:
+        context_of(request).log.error("request failed", path=request.url.path, error=str(error))
     return JSONResponse(answer.body, answer.status)
 
 

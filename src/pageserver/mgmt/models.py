@@ -73,7 +73,9 @@ class LocationConfigBody(BaseModel):
 
 
 class TimelineCreateBody(_Body):
-    """`POST timeline`. The first shape that fits wins: branch, import, primary (ours), bootstrap."""
+    """`POST timeline`. The first shape that fits wins: branch, import, primary (ours), bootstrap. `flavour` (ours) says
+    whose PostgreSQL made an existing initdb archive.
+    """
 
     new_timeline_id: str
     ancestor_timeline_id: str | None = None
@@ -81,13 +83,19 @@ class TimelineCreateBody(_Body):
     import_pgdata: dict[str, Any] | None = None
     primary: dict[str, Any] | None = None
     existing_initdb_timeline_id: str | None = None
-    pg_version: int | None = None
+    pg_version: Literal[14, 15, 16, 17, 18] | None = None
+    read_only: bool = False
+    flavour: Literal["neon", "stock"] | None = None
 
     def new_id(self) -> TimelineId:
         return TimelineId.parse(self.new_timeline_id)
 
     def ancestor_id(self) -> TimelineId | None:
         return None if self.ancestor_timeline_id is None else TimelineId.parse(self.ancestor_timeline_id)
+
+    def existing_initdb_id(self) -> TimelineId | None:
+        text = self.existing_initdb_timeline_id
+        return None if text is None else TimelineId.parse(text)
 
     def start_lsn(self) -> Lsn | None:
         return None if self.ancestor_start_lsn is None else Lsn.parse(self.ancestor_start_lsn)

@@ -45,6 +45,8 @@ from pageserver.timeline.state import TimelineStatus
 router = APIRouter()
 BASE = "/v1/tenant/{tenant_shard_id}/timeline"
 ONE = BASE + "/{timeline_id}"
+DEFAULT_PG_VERSION = 17
+"""Of a bootstrap that names none (tenants.md 9.1)."""
 
 _RFC_3339_UTC = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?[Zz]")
 
@@ -62,7 +64,12 @@ async def create_timeline(request: Request) -> Response:
     elif body.primary is not None:
         info = await tenant.create_from_primary(new_id, body.primary)
     else:
-        raise not_built("bootstrap of a timeline by initdb")
+        info = await tenant.bootstrap(
+            new_id,
+            pg_version=body.pg_version or DEFAULT_PG_VERSION,
+            existing=body.existing_initdb_id(),
+            flavour=body.flavour,
+        )
     return JSONResponse(info.to_json(), 201)
 
 
@@ -89,6 +96,13 @@ async def delete_timeline(request: Request) -> Response:
         raise PreconditionFailedError("Requested tenant is missing") from error
     await tenant.delete_timeline(timeline_id(request))
     return JSONResponse(None, 202)
+
+
+@router.post(ONE + "/preserve_initdb_archive")
+async def preserve_initdb_archive(request: Request) -> Response:
+    """Copy the archive of initdb to the name that outlives the timeline."""
+    await context_of(request).manager.get(tenant_shard_id(request)).preserve_initdb(timeline_id(request))
+    return JSONResponse(None)
 
 
 @router.get(ONE + "/keyspace")

@@ -43,7 +43,6 @@ UNBUILT: list[tuple[str, str]] = [
     ("GET", _TENANT + "/feature_flag/{flag_key}"),
     ("POST", _TENANT + "/force_refresh_feature_flag"),
     ("PUT", _TIMELINE + "/detach_ancestor"),
-    ("POST", _TIMELINE + "/preserve_initdb_archive"),
     ("POST", _TIMELINE + "/lsn_lease"),
     ("PUT", _TIMELINE + "/compact"),
     ("GET", _TIMELINE + "/compact"),

@@ -56,6 +56,11 @@ class SourceDocument:
         """Return whether the timeline's base copy is not yet complete, so that the import must run (again)."""
         return self.body.get("state") == "importing"
 
+    @property
+    def is_of_base_backup(self) -> bool:
+        """Return whether the timeline began with a base backup, of a primary or from a file."""
+        return self.is_importing or self.body.get("backup_start_lsn") is not None
+
 
 async def read_source_document(
     storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, generation: Generation

@@ -6,11 +6,20 @@ Errors here are the answers that the storage controller tells apart by status; t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_never
 
-from pageserver.errors import ConflictError, InternalError, PreconditionFailedError, RequestError, UnavailableError
-from pageserver.ids import TimelineId
+from pageserver.errors import (
+    ConflictError,
+    InternalError,
+    NotBuiltError,
+    PreconditionFailedError,
+    RequestError,
+    UnavailableError,
+)
+from pageserver.ids import TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import IndexPart, TimelineMetadata
+from pageserver.remote.source_document import SourceDocument
 
 
 class DifferentParametersError(ConflictError):
@@ -47,6 +56,13 @@ class UnknownAncestorError(InternalError):
         )
 
 
+class ShardedBootstrapError(NotBuiltError):
+    """501: initdb's files are not distributed over shards yet."""
+
+    def __init__(self, *, shard: TenantShardId) -> None:
+        super().__init__("bootstrap of a timeline of a sharded tenant", shard=shard)
+
+
 @dataclass(frozen=True, slots=True)
 class BranchKey:
     """Two creations of a branch are the same if these are equal."""
@@ -56,19 +72,36 @@ class BranchKey:
 
 
 @dataclass(frozen=True, slots=True)
+class BootstrapKey:
+    """The same for clusters made by initdb, also from an existing archive."""
+
+    pg_version: int
+
+
+@dataclass(frozen=True, slots=True)
 class NeverEqual:
     """The key of imports: no repeat is idempotent."""
 
 
-IdempotencyKey = BranchKey | NeverEqual
+IdempotencyKey = BranchKey | BootstrapKey | NeverEqual
 
 
-def is_repeat(existing: IndexPart, key: IdempotencyKey) -> bool:
-    """Return whether a creation with `key` asks for the timeline that exists; its key is recovered from its index."""
+def is_repeat(existing: IndexPart, document: SourceDocument | None, key: IdempotencyKey) -> bool:
+    """Return whether a creation with `key` asks for the timeline that exists; its key is recovered from its index, and
+    from its source document: what began with a base backup was not made by initdb.
+    """
     metadata = existing.metadata
-    if not isinstance(key, BranchKey) or metadata.ancestor_timeline is None:
-        return False
-    return BranchKey(metadata.ancestor_timeline, metadata.ancestor_lsn) == key
+    match key:
+        case BranchKey():
+            ancestor = metadata.ancestor_timeline
+            return ancestor is not None and BranchKey(ancestor, metadata.ancestor_lsn) == key
+        case BootstrapKey():
+            is_import = existing.import_pgdata is not None or (document is not None and document.is_of_base_backup)
+            return metadata.ancestor_timeline is None and not is_import and metadata.pg_version == key.pg_version
+        case NeverEqual():
+            return False
+        case _:
+            assert_never(key)
 
 
 def check_branch_point(lsn: Lsn, *, ancestor: IndexPart, ancestor_id: TimelineId) -> None:

@@ -85,9 +85,15 @@ async def check_may_delete(resources: TenantResources, shard: TenantShardId, gen
 
 
 async def delete_timeline_objects(
-    resources: TenantResources, shard: TenantShardId, timeline_id: TimelineId, generation: Generation
+    resources: TenantResources,
+    shard: TenantShardId,
+    timeline_id: TimelineId,
+    generation: Generation,
+    *,
+    keeps_initdb: bool = False,
 ) -> None:
-    """Delete everything that a timeline has in the store, the newest index last.
+    """Delete everything that a timeline has in the store, the newest index last. With `keeps_initdb` the archive of
+    initdb stays, like the preserved one always does.
 
     Where no controller orders it, objects above our generation stay: somebody has made the timeline anew.
     """
@@ -97,12 +103,15 @@ async def delete_timeline_objects(
     prefix = paths.timeline_prefix(shard, timeline_id)
     keys = [item.key async for item in storage.list_objects(prefix) if generation_of_key(item.key) <= limit]
     newest = _newest_index(keys, paths.index_base_key(shard, timeline_id))
+    archive = paths.initdb_key(shard.tenant_id, timeline_id)
     kept = {newest, prefix + paths.PRESERVED_INITDB_NAME}
+    if keeps_initdb:
+        kept.add(archive)
     doomed = [key for key in keys if key not in kept]
     for key in doomed:
         resources.log.info(f"deleting a file not referenced from index_part.json name={key.removeprefix(prefix)}")
-    if shard.is_shard_zero():
-        doomed.append(paths.initdb_key(shard.tenant_id, timeline_id))
+    if shard.is_shard_zero() and not keeps_initdb:
+        doomed.append(archive)
     await deletions.push_immediate(doomed)
     await _flush(deletions, resources)
     await resources.failpoints.fail("timeline-delete-before-index-delete", text="failpoint: {}")

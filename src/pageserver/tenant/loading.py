@@ -189,7 +189,10 @@ def _purge(directory: Path, keep: set[TimelineId], resources: TenantResources) -
     directory.mkdir(parents=True, exist_ok=True)
     for path in sorted(directory.iterdir()):
         if path.name.endswith(paths.DIRECTORY_TEMPORARY_SUFFIX):
-            remove_tree(path)
+            if path.is_dir():
+                remove_tree(path)
+            else:
+                path.unlink()
             continue
         try:
             timeline_id = TimelineId.parse(path.name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -25,6 +27,9 @@ from pageserver.timeline import (
     TimelineIdentity,
 )
 from pageserver.timeline.load import list_directory, plan_load, remove_files
+
+_REMOVALS_MAX = 50
+_REMOVAL_PAUSE_SECONDS = 0.1
 
 
 class TimelineOpener:
@@ -231,7 +236,17 @@ class TimelineOpener:
 
 
 def remove_tree(directory: Path) -> None:
-    """Remove a directory, durably; absence is fine."""
-    if directory.is_dir():
-        shutil.rmtree(directory)
-        sync_directory(directory.parent)
+    """Remove a directory, durably; absence is fine. A program that a killed server has left behind may still be writing
+    there, which makes a few attempts necessary.
+    """
+    for attempt in range(_REMOVALS_MAX):
+        if not directory.is_dir():
+            return
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or attempt == _REMOVALS_MAX - 1:
+                raise
+            time.sleep(_REMOVAL_PAUSE_SECONDS)
+        else:
+            sync_directory(directory.parent)

@@ -99,3 +99,8 @@ class SourceSlot:
         assert not SourceDocument(dict(body)).is_importing, "a finished import does not say that it imports"
         await self.save_document(body)
         self._actions.finish(self.timeline)
+
+    def activate(self) -> None:
+        """Declare a creation complete whose document was stored before its index."""
+        assert self.timeline is not None and self.document is not None, "a creation finishes what it began"
+        self._actions.finish(self.timeline)

@@ -14,13 +14,13 @@ class TaskScope:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_closed = False
+        self.is_closed = False
 
     def spawn(
         self, work: Coroutine[Any, Any, None], *, name: str, on_failure: Callable[[Exception], None]
     ) -> asyncio.Task[None]:
         """Start a task. `on_failure` is called with what it raised, cancellation apart."""
-        assert not self._is_closed, "a closed scope takes no tasks"
+        assert not self.is_closed, "a closed scope takes no tasks"
         task = asyncio.get_running_loop().create_task(_supervise(work, on_failure), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -30,7 +30,7 @@ class TaskScope:
 
     async def close(self) -> None:
         """Cancel all tasks and wait until they have ended."""
-        self._is_closed = True
+        self.is_closed = True
         await end_tasks(*self._tasks)
 
 

@@ -15,34 +15,19 @@ from typing import Any
 from pageserver.config import TenantSettings
 from pageserver.errors import (
     ConflictError,
-    InternalError,
-    LsnTimeoutError,
     PageServerError,
-    StoppedError,
     UnavailableError,
 )
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import paths
+from pageserver.remote.initdb_archive import preserve
 from pageserver.remote.remote_timeline import UploadRights
 from pageserver.remote.source_document import Flavour, SourceDocument, write_source_document
 from pageserver.remote.tenant_manifest import ManifestKeeper
 from pageserver.tenant.archival import Archival
-from pageserver.tenant.creation import (
-    AncestorNotActiveError,
-    BranchKey,
-    BranchRefusedError,
-    CreationInProgressError,
-    DifferentParametersError,
-    IdempotencyKey,
-    NeverEqual,
-    UnknownAncestorError,
-    check_branch_point,
-    index_of_branch,
-    index_of_root,
-    is_repeat,
-)
-from pageserver.tenant.deletion import delete_timeline_objects
+from pageserver.tenant.creation import index_of_root
+from pageserver.tenant.creations import TimelineCreations
 from pageserver.tenant.garbage import GarbageCollector
 from pageserver.tenant.loading import load_timelines
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig
@@ -115,7 +100,6 @@ class Tenant:
         self._tasks = TaskScope()
         self._sources = TenantSources(resources.way_in, self._tasks, self._log)
         self._run_tasks: dict[TimelineId, asyncio.Task[None]] = {}
-        self._creating: set[TimelineId] = set()
         self._gc_and_branches = asyncio.Lock()
         self.archival = Archival(
             self,
@@ -136,6 +120,17 @@ class Tenant:
             opener=self._opener,
             sources=self._sources,
             archival=self.archival,
+            tasks=self._tasks,
+            log=self._log,
+        )
+        self._creations = TimelineCreations(
+            self,
+            resources,
+            shard,
+            self.generation,
+            opener=self._opener,
+            archival=self.archival,
+            exclusion=self._gc_and_branches,
             tasks=self._tasks,
             log=self._log,
         )
@@ -270,50 +265,19 @@ class Tenant:
 
     async def create_branch(self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None) -> TimelineInfo:
         """Branch off at `start_lsn`, or at the end. Durable when this returns. Raises the errors of `creation`."""
-        self.check_active()
-        ancestor = self.timelines.get(ancestor_id)
-        if not isinstance(ancestor, Timeline):
-            if ancestor is not None:
-                raise AncestorNotActiveError(timeline_id=ancestor_id)
-            raise UnknownAncestorError(timeline_id=ancestor_id)
-        if ancestor.remote.is_archived:
-            raise BranchRefusedError("ancestor timeline is archived")
-        if ancestor.state.status is not TimelineStatus.ACTIVE:
-            raise AncestorNotActiveError(timeline_id=ancestor_id)
-        if start_lsn is not None:
-            start_lsn = start_lsn.aligned()
-            check_branch_point(start_lsn, ancestor=ancestor.remote.index, ancestor_id=ancestor_id)
-            try:
-                await ancestor.wait_for_lsn(start_lsn, self._resources.settings.wait_lsn_timeout.seconds)
-            except (LsnTimeoutError, StoppedError) as error:
-                raise BranchRefusedError(f"invalid start lsn {start_lsn}: {error}") from error
-        async with self._gc_and_branches:
-            lsn = ancestor.last_record_lsn if start_lsn is None else start_lsn
-            existing = self._begin_creation(new_id, BranchKey(ancestor_id, lsn))
-            if existing is not None:
-                return existing
-            try:
-                if ancestor.remote.is_archived or ancestor.state.status is not TimelineStatus.ACTIVE:
-                    raise BranchRefusedError("ancestor timeline is archived")
-                check_branch_point(lsn, ancestor=ancestor.remote.index, ancestor_id=ancestor_id)
-                return await self._create_branch_at(new_id, ancestor, lsn)
-            finally:
-                self._creating.discard(new_id)
+        return await self._creations.branch(new_id, ancestor_id, start_lsn)
 
     async def create_from_primary(self, new_id: TimelineId, options: Mapping[str, Any]) -> TimelineInfo:
         """Start following a primary. When this returns the document is durable and the import runs; poll the
         timeline.
         """
-        self.check_active()
-        self._begin_creation(new_id, NeverEqual())
-        try:
-            slot = self._slot(new_id, None, None)
-            body = await self._resources.way_in.prepare_primary(slot, options)
-            await slot.save_document(body)
-            self._add_importing(new_id, slot)
-            return self.detail(new_id)
-        finally:
-            self._creating.discard(new_id)
+        return await self._creations.follow_primary(new_id, options)
+
+    async def bootstrap(
+        self, new_id: TimelineId, *, pg_version: int, existing: TimelineId | None, flavour: Flavour | None
+    ) -> TimelineInfo:
+        """Make a timeline by initdb, or of the cluster that `existing` began with (tenants.md 9.4)."""
+        return await self._creations.bootstrap(new_id, pg_version=pg_version, existing=existing, flavour=flavour)
 
     async def import_base_backup(
         self,
@@ -326,23 +290,9 @@ class Tenant:
         flavour: Flavour,
     ) -> None:
         """Make a root timeline from a base backup's tar. Whatever fails, nothing of it stays (tenants.md 9.6)."""
-        self.check_active()
-        self._begin_creation(new_id, NeverEqual())
-        slot = self._slot(new_id, None, None)
-        self.timelines[new_id] = Placeholder(new_id, LOADING, pg_version, flavour, slot)
-        try:
-            await self._resources.way_in.import_base_backup(
-                slot, body, base_lsn=base_lsn, end_lsn=end_lsn, pg_version=pg_version, flavour=flavour
-            )
-            entry = self.timelines[new_id]
-            if not isinstance(entry, Timeline) or entry.state.status is not TimelineStatus.ACTIVE:
-                raise InternalError(f"import of {new_id} ended without a timeline")
-            self._start_source(entry)
-        except BaseException:
-            await self._abandon(new_id)
-            raise
-        finally:
-            self._creating.discard(new_id)
+        await self._creations.import_base_backup(
+            new_id, body, base_lsn=base_lsn, end_lsn=end_lsn, pg_version=pg_version, flavour=flavour
+        )
 
     async def import_wal(
         self, timeline_id: TimelineId, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn
@@ -352,7 +302,7 @@ class Tenant:
         if self._sources.has(timeline_id):
             raise ConflictError(f"timeline {timeline_id} follows a primary; wal cannot be imported from files as well")
         before = timeline.document
-        slot = self._slot(timeline_id, timeline.document, timeline)
+        slot = self.open_slot(timeline_id, timeline.document, timeline)
         await self._resources.way_in.import_wal(slot, body, start_lsn=start_lsn, end_lsn=end_lsn)
         if timeline.document is not None and timeline.document is not before:
             await write_source_document(
@@ -364,6 +314,13 @@ class Tenant:
     async def delete_timeline(self, timeline_id: TimelineId) -> None:
         """Delete a timeline: durably marked when this returns, gone some time later."""
         await self._deletions.begin(timeline_id)
+
+    async def preserve_initdb(self, timeline_id: TimelineId) -> None:
+        """Keep what a timeline began with beyond its deletion. Raises TimelineNotFoundError,
+        InitdbArchiveMissingError.
+        """
+        self._entry(timeline_id)
+        await preserve(self._resources.storage, self.shard.tenant_id, timeline_id)
 
     # Private: attach
 
@@ -383,7 +340,7 @@ class Tenant:
             self._activate(timeline)
         self._become(TenantState(TenantStatus.ACTIVE))
         for timeline in self.open_timelines():
-            self._start_source(timeline)
+            self.start_source(timeline)
         if self.garbage.removes_versions:
             self._tasks.spawn(self.garbage.run(), name=f"garbage of {self.shard}", on_failure=self.garbage.ended)
 
@@ -402,7 +359,7 @@ class Tenant:
             self.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.BROKEN, reason))
         for timeline_id, document in outcome.importing.items():
             self._log.info("an unfinished import starts again", timeline=str(timeline_id))
-            self._add_importing(timeline_id, self._slot(timeline_id, document, None))
+            self.add_importing(timeline_id, self.open_slot(timeline_id, document, None))
         for timeline_id in outcome.deleted:
             self._deletions.resume(timeline_id)
         await self.archival.upload_manifest()
@@ -430,7 +387,7 @@ class Tenant:
         """Run, activate, follow the source."""
         self._run(timeline)
         self._activate(timeline)
-        self._start_source(timeline)
+        self.start_source(timeline)
 
     async def stop_timeline(self, timeline: Timeline) -> None:
         """Stop source, tasks, readers and engine, without a flush."""
@@ -455,10 +412,12 @@ class Tenant:
         self._resources.pages.detach(timeline)
         self._sources.cancel(timeline.timeline_id)
 
-    def _start_source(self, timeline: Timeline) -> None:
-        self._sources.start(self._slot(timeline.timeline_id, timeline.document, timeline))
+    def start_source(self, timeline: Timeline) -> None:
+        """Follow what the timeline's document describes, if anything."""
+        self._sources.start(self.open_slot(timeline.timeline_id, timeline.document, timeline))
 
-    def _add_importing(self, timeline_id: TimelineId, slot: SourceSlot) -> None:
+    def add_importing(self, timeline_id: TimelineId, slot: SourceSlot) -> None:
+        """Show a timeline that its source is about to import, and begin."""
         body = {} if slot.document is None else slot.document.body
         pg_version = body.get("pg_version")
         self.timelines[timeline_id] = Placeholder(
@@ -470,7 +429,11 @@ class Tenant:
         )
         self._sources.start(slot)
 
-    def _slot(self, timeline_id: TimelineId, document: SourceDocument | None, timeline: Timeline | None) -> SourceSlot:
+    def open_slot(
+        self, timeline_id: TimelineId, document: SourceDocument | None, timeline: Timeline | None
+    ) -> SourceSlot:
+        """Return the place that a WAL source fills."""
+
         async def save(changed: SourceDocument) -> None:
             await write_source_document(self._resources.storage, self.shard, timeline_id, self.generation, changed)
 
@@ -498,7 +461,7 @@ class Tenant:
         return not valid
 
     async def _begin_root(self, timeline_id: TimelineId, slot: SourceSlot, root: RootParameters) -> Timeline:
-        await self._discard_open(timeline_id)
+        await self.discard_open(timeline_id)
         index = index_of_root(pg_version=root.pg_version, start_lsn=root.start_lsn, readable_from=root.readable_from)
         body = {} if slot.document is None else dict(slot.document.body)
         body.update(
@@ -511,47 +474,6 @@ class Tenant:
         self.timelines[timeline_id] = timeline
         self._run(timeline)
         return timeline
-
-    async def _create_branch_at(self, new_id: TimelineId, ancestor: Timeline, lsn: Lsn) -> TimelineInfo:
-        index = index_of_branch(
-            ancestor.remote.index,
-            ancestor_id=ancestor.timeline_id,
-            start_lsn=lsn,
-            ancestor_last=ancestor.last_record_lsn,
-            ancestor_prev=Lsn(ancestor.store.prev_record_lsn),
-        )
-        document = None
-        if ancestor.document is not None:
-            body = self._resources.way_in.document_of_branch(ancestor.document, branch_lsn=lsn)
-            document = SourceDocument(body)
-            await write_source_document(self._resources.storage, self.shard, new_id, self.generation, document)
-        timeline = await self._opener.create(new_id, index, document, ancestor)
-        try:
-            timeline.remote.schedule_metadata(index.metadata)
-            await timeline.remote.wait_completion()
-        except BaseException:
-            await timeline.close()
-            await self._opener.drop_directory(new_id)
-            raise
-        self.timelines[new_id] = timeline
-        self.start_timeline(timeline)
-        return timeline.detail()
-
-    def _begin_creation(self, timeline_id: TimelineId, key: IdempotencyKey) -> TimelineInfo | None:
-        """Reserve an id, or return the timeline if this is a repeat. Raises DifferentParametersError,
-        CreationInProgressError.
-        """
-        if timeline_id in self.archival.offloaded:
-            raise DifferentParametersError(timeline_id=timeline_id)
-        if timeline_id in self._creating:
-            raise CreationInProgressError(timeline_id=timeline_id)
-        entry = self.timelines.get(timeline_id)
-        if entry is not None:
-            if isinstance(entry, Timeline) and is_repeat(entry.remote.index, key):
-                return entry.detail()
-            raise DifferentParametersError(timeline_id=timeline_id)
-        self._creating.add(timeline_id)
-        return None
 
     async def _stop_timeline(self, timeline: Timeline, *, flush: bool) -> None:
         if flush and timeline.state.status is TimelineStatus.ACTIVE and timeline.remote.index.archived_at is None:
@@ -572,22 +494,16 @@ class Tenant:
             reason = str(error) or f"uploads were not finished in {_DRAIN_SECONDS_MAX:g} s"
             self._log.warning("flush at shutdown failed", timeline=str(timeline.timeline_id), error=reason)
 
-    async def _discard_open(self, timeline_id: TimelineId) -> None:
+    async def discard_open(self, timeline_id: TimelineId) -> None:
+        """Stop and close the timeline if it is open."""
         entry = self.timelines.get(timeline_id)
         if isinstance(entry, Timeline):
             await self._stop_timeline(entry, flush=False)
             await entry.close()
 
-    async def _abandon(self, timeline_id: TimelineId) -> None:
-        """Undo a creation that failed: no object and no file of it stays."""
-        await self._discard_open(timeline_id)
-        self.timelines.pop(timeline_id, None)
-        await delete_timeline_objects(self._resources, self.shard, timeline_id, self.generation)
-        await self._opener.drop_directory(timeline_id)
-
     def is_busy(self, timeline_id: TimelineId) -> bool:
         """Return whether the timeline is being made or deleted."""
-        return timeline_id in self._creating or self._deletions.is_running(timeline_id)
+        return self._creations.is_running(timeline_id) or self._deletions.is_running(timeline_id)
 
     def check_active(self) -> None:
         """Raise TenantStoppingError unless the tenant serves."""

@@ -8,6 +8,7 @@ timeline stays readable and shows the error.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from pageserver.lsn import Lsn
@@ -69,6 +70,21 @@ class WayIn(Protocol):
     ) -> None:
         """Make the slot's timeline from a base backup's tar (tenants.md 9.6, 10.2): begin, publish its layers,
         finish.
+        """
+        ...
+
+    async def make_data_directory(self, directory: Path, pg_version: int) -> Flavour:
+        """Make the data directory of a new cluster with initdb (tenants.md 9.4), and return whose PostgreSQL did it.
+
+        Raises InitdbError. Cancellation: a run that has begun is waited for.
+        """
+        ...
+
+    async def import_data_directory(
+        self, slot: SourceSlot, directory: Path, *, pg_version: int, flavour: Flavour
+    ) -> None:
+        """Make the slot's timeline from the data directory of a server that was stopped cleanly (tenants.md 9.4,
+        10.1), up to the end of its WAL. Raises RequestError (not such a directory), CorruptDataError.
         """
         ...
 

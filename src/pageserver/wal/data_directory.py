@@ -48,6 +48,7 @@ _SIGNAL_FILES: Final = ("zenith.signal", "neon.signal")
 _SINGLE_FILES: Final = frozenset(
     {"PG_VERSION", "backup_label", "tablespace_map", "global/pg_control", ORIGIN_CHECKPOINT_PATH, *_SIGNAL_FILES}
 )
+_NOT_RELATIONS: Final = frozenset({"pg_control", "PG_VERSION"})
 _IGNORED_IN_DATABASES: Final = frozenset({"PG_VERSION", "pg_internal.init"})
 
 
@@ -223,7 +224,7 @@ def _scan_database(path: Path, tablespace: int, database: int, *, tolerant: bool
             if entry.name == RELMAP_FILE:
                 found.relmap = Path(entry.path).read_bytes()
                 continue
-            if entry.name == "pg_control":
+            if entry.name in _NOT_RELATIONS or entry.name.startswith("."):
                 continue
             try:
                 relation, fork, number = parse_file_name(entry.name)

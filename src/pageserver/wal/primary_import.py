@@ -23,6 +23,7 @@ from pageserver.postgres.control_file import ControlFile
 from pageserver.remote.source_document import SourceDocument
 from pageserver.repository import ObjectTimeline
 from pageserver.tenant.source_slot import RootParameters, SourceSlot
+from pageserver.timeline.engine import LayerFacts
 from pageserver.timeline.info import ImportProgress
 from pageserver.timeline.timeline import Timeline
 from pageserver.wal.base_backup_stream import BackupPoint, BaseBackupStream
@@ -79,6 +80,14 @@ async def write_timeline(
 
     Cancellation: ends between two layers; what was written is named nowhere and removed with the directory.
     """
+    written = await write_images(timeline, directory, lsn=lsn, compression=compression, report=report)
+    await timeline.publish_layers(written, disk_consistent_lsn=lsn)
+
+
+async def write_images(
+    timeline: Timeline, directory: DataDirectory, *, lsn: Lsn, compression: str, report: ReportProgress
+) -> list[LayerFacts]:
+    """Write image layers of everything at `lsn` and return them; objects, if the repository has no layers."""
     stopping = threading.Event()
     total = directory.total_blocks * 8192
 
@@ -98,10 +107,9 @@ async def write_timeline(
                 on_bytes(done)
 
         await run_blocking(import_all, interrupt=stopping.set)
-        await timeline.publish_layers([], disk_consistent_lsn=lsn)
-        return
+        return []
     store = cast("ImageLayerWriter", timeline.store)
-    written = await run_blocking(
+    return await run_blocking(
         lambda: write_layers(
             store,
             plan_layers(pieces),
@@ -112,7 +120,6 @@ async def write_timeline(
         ),
         interrupt=stopping.set,
     )
-    await timeline.publish_layers(written, disk_consistent_lsn=lsn)
 
 
 def check_control_file(control: ControlFile, *, system_identifier: int | None, pg_version: int) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def run_blocking(work: Callable[[], T], *, interrupt: Callable[[], None] | None = None) -> T:
-    """Run `work` in a worker thread and return its result.
+async def run_blocking(
+    work: Callable[[], T], *, interrupt: Callable[[], None] | None = None, executor: Executor | None = None
+) -> T:
+    """Run `work` in a worker thread, or in a thread of `executor`, and return its result.
 
     Cancellation: `interrupt`, if given, asks the work to end early; then its end is waited for, so that nothing of it
     goes on behind its owner's back.
     """
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+    future = asyncio.get_running_loop().run_in_executor(executor, work)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:

@@ -18,6 +18,7 @@ from pageserver.failpoints import Failpoints
 from pageserver.keyspace.key import Key
 from pageserver.lsn import Lsn
 from pageserver.postgres.control_file import ClusterState, ControlFile
+from pageserver.postgres.initdb import Initdb, is_neon
 from pageserver.remote.source_document import Flavour as FlavourName
 from pageserver.remote.source_document import SourceDocument
 from pageserver.tenant.source_slot import RootParameters, SourceSlot
@@ -41,6 +42,7 @@ from pageserver.wal.source_document import (
     source_body,
 )
 from pageserver.wal.source_errors import SourceRefusedError
+from pageserver.wal.stopped_directory import import_stopped_directory
 from pageserver.wal.tar_stream import Closing, TarReader
 from pageserver.wal.threads import run_blocking
 
@@ -61,11 +63,13 @@ class PostgresWayIn:
         workdir: Path,
         node_id: int,
         image_compression: str,
+        initdb: Initdb,
         clock: Clock,
         log: Any,
         failpoints: Failpoints | None = None,
     ) -> None:
         self._failpoints = failpoints or Failpoints.off()
+        self._initdb = initdb
         self._spool_root = workdir / _SPOOL_DIRECTORY
         self._application_name = f"pageserver-{node_id}"
         self._compression = image_compression
@@ -191,10 +195,39 @@ class PostgresWayIn:
                 readable_from=start if is_clean else max(end_lsn, start + 8),
             )
             timeline = await slot.begin(root)
+            # Before the index: after a crash the timeline must not be taken for one of another flavour.
+            await slot.save_document(document)
             await write_timeline(timeline, directory, lsn=start, compression=self._compression, report=lambda _: None)
-            await slot.finish(document)
+            slot.activate()
         finally:
             await run_blocking(lambda: shutil.rmtree(spool_directory, ignore_errors=True))
+
+    async def make_data_directory(self, directory: Path, pg_version: int) -> FlavourName:
+        """Run initdb (spec tenants.md 9.4). Raises: InitdbError. Cancellation: a run that has begun is waited for."""
+        installation = await run_blocking(
+            lambda: self._initdb.make(directory, pg_version), executor=self._initdb.executor
+        )
+        return "neon" if is_neon(installation) else "stock"
+
+    async def import_data_directory(
+        self, slot: SourceSlot, directory: Path, *, pg_version: int, flavour: FlavourName
+    ) -> None:
+        """Make the slot's timeline from a cleanly stopped data directory; see `stopped_directory`."""
+
+        def start_applying(source: StoredSource, start: Lsn) -> WalApplier:
+            timeline = slot.timeline
+            assert timeline is not None, "images come before WAL"
+            return new_applier(timeline.store, timeline, source, start=start, consistent_from=start, check_prev=False)
+
+        await import_stopped_directory(
+            slot,
+            directory,
+            pg_version=pg_version,
+            flavour=flavour,
+            compression=self._compression,
+            new_applier=start_applying,
+            failpoints=self._failpoints,
+        )
 
     async def import_wal(self, slot: SourceSlot, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn) -> None:
         """Ingest a tar of WAL segments, then make it durable.

@@ -182,7 +182,8 @@ async def test_timelines_are_created_described_and_branched(api: Api) -> None:
     other = {**branch, "new_timeline_id": "5" * 32}
     assert (await api.ask("POST", TL, {**other, "ancestor_start_lsn": "0/8"}))[0] == 406
     assert (await api.ask("POST", TL, {**other, "ancestor_timeline_id": "6" * 32}))[0] == 500
-    assert (await api.ask("POST", TL, {"new_timeline_id": "5" * 32}))[0] == 501
+    imported = {"new_timeline_id": "5" * 32, "import_pgdata": {"location": {}, "idempotency_key": "x"}}
+    assert (await api.ask("POST", TL, imported))[0] == 501
     assert [one["timeline_id"] for one in (await api.ask("GET", TL))[1]] == [str(ROOT), str(BRANCH)]
     status, body = await api.ask("DELETE", f"{TL}/{ROOT}")
     assert (status, body["msg"]) == (
