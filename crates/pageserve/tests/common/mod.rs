@@ -14,7 +14,7 @@ use pageserve::error::QueryError;
 use pageserve::handler::{BackupRequest, BackupSink, Handler, LeaseAnswer, LogLevel};
 use pageserve::ids::{ShardIndex, TenantId, TenantShardId, TimelineId};
 use pageserve::metrics::{Metrics, Snapshot};
-use pageserve::protocol::pagestream::{Body, Header, Request, Response, Version};
+use pageserve::protocol::pagestream::{Answer, Body, Header, Request, Response, Version};
 use pageserve::registry::{Registry, ResolveBudget, ShardState};
 use pageserve::service::{PageService, ServiceConfig};
 use pageserve::source::{PageSource, ReadAt, ReadError};
@@ -400,4 +400,21 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(5));
     }
     panic!("never happened: {what}");
+}
+
+pub fn req(id: u64, body: Body<'static>) -> Request<'static> {
+    Request { header: header(id, u64::MAX, LAST), body }
+}
+
+pub fn ask(client: &mut Client, version: Version, request: &Request<'_>) -> Vec<u8> {
+    client.request(version, request);
+    client.payload()
+}
+
+pub fn answer(payload: &[u8]) -> Answer<'_> {
+    Response::decode(Version::V3, payload).unwrap().answer
+}
+
+pub fn counted(counts: &[(&'static str, u64)], name: &str) -> u64 {
+    counts.iter().find(|(other, _)| *other == name).unwrap().1
 }
