@@ -3,7 +3,9 @@
 An orphan is
 - a layer that no index of the tenant names and whose generation is below that of its timeline's index, or, in a
   timeline without an index, below the newest generation that the shard is known to have had;
-- an index, a manifest or a source document that two newer generations of it have replaced.
+- an index, a manifest or a source document that two newer generations of it have replaced;
+- a source document of a timeline that has no index and imports nothing, below that same generation: what a creation
+  that a crash has ended leaves, since it writes the document first.
 
 Everything else that no index names is *in flight*: the server of that generation may name it with its next index.
 
@@ -75,6 +77,13 @@ def find_leftovers(
             if known.newest is not None and known.newest.deleted_at is not None:
                 continue
             limit = _orphans_below(shard, timeline, known) if knows_all_indices else Generation(None)
+            if known.newest is None:
+                listed = {orphan.key for orphan in found.orphans}
+                found.orphans += [
+                    _orphan(OrphanKind.SOURCE, item)
+                    for generation, item in sorted(timeline.sources.items())
+                    if generation < limit and item.key not in listed
+                ]
             kept = _kept_by_index_before(shard, timeline, known)
             for key, (item, generation) in timeline.layers.items():
                 if key in named:
