@@ -14,9 +14,10 @@ claims a higher one later reads the mark, and whoever claimed it before keeps th
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import replace
 
-from pageserver.errors import PageServerError, StoppedError
+from pageserver.errors import CorruptDataError, NotFoundError, PageServerError, StoppedError
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote import IndexPart, ObjectNotFoundError, ObjectStorage, find_generationed, paths
 from pageserver.remote.deletion_queue import DeletionQueue
@@ -28,6 +29,7 @@ from pageserver.tenant.resources import TenantResources
 from pageserver.timeline import Timeline
 
 _MARK_ATTEMPTS = 3
+_READS_MAX = 32
 _FLUSH_SECONDS_MAX = 10.0
 
 
@@ -119,6 +121,53 @@ async def delete_timeline_objects(
         await deletions.push_immediate([newest])
         await _flush(deletions, resources)
     await resources.failpoints.fail("timeline-delete-after-index-delete", text="failpoint: {}")
+
+
+async def delete_tenant_objects(storage: ObjectStorage, shard: TenantShardId) -> None:
+    """Delete everything that a tenant shard has in the store, but for the claims. What a crash in between leaves is
+    not half of a timeline: the indices go first, of each timeline the newest one last and of a branch before its
+    ancestor's, and without an index the rest is garbage. Repeat until it succeeds.
+
+    Of an unsharded id all shards go with it (remote-storage.md 14). Raises what the store raises.
+    """
+    keys = [
+        item.key for prefix in (f"tenants/{shard}", f"sources/{shard}") async for item in storage.list_objects(prefix)
+    ]
+    newest: dict[str, str] = {}
+    for key in sorted((key for key in keys if f"/{paths.INDEX_NAME}" in key), key=generation_of_key):
+        newest[key.rpartition("/")[0]] = key
+    last = set(newest.values())
+    indices = [key for key in keys if f"/{paths.INDEX_NAME}" in key]
+    await storage.delete([key for key in indices if key not in last])
+    for group in await _descendants_first(storage, newest):
+        await storage.delete(group)
+    await storage.delete(sorted(set(keys) - set(indices)))
+
+
+async def _descendants_first(storage: ObjectStorage, newest: Mapping[str, str]) -> list[list[str]]:
+    """Return the keys of indices, given by their timelines' prefixes, in groups: no timeline's ancestor is in the same
+    group or in one before it. An index that cannot be read counts as a root's.
+    """
+    permits = asyncio.Semaphore(_READS_MAX)
+
+    async def ancestor_of(prefix: str, key: str) -> str | None:
+        async with permits:
+            try:
+                ancestor = IndexPart.decode(await storage.get(key)).metadata.ancestor_timeline
+            except (CorruptDataError, NotFoundError):
+                return None
+        return None if ancestor is None else f"{prefix.rpartition('/')[0]}/{ancestor}"
+
+    found = await asyncio.gather(*(ancestor_of(prefix, key) for prefix, key in newest.items()))
+    ancestors = dict(zip(newest, found, strict=True))
+    groups: list[list[str]] = []
+    waiting = set(newest)
+    while waiting:
+        # Damaged indices may name each other: then all of them go at once.
+        leaves = waiting - {ancestors[prefix] for prefix in waiting} or waiting
+        groups.append(sorted(newest[prefix] for prefix in leaves))
+        waiting = waiting - leaves
+    return groups
 
 
 async def _flush(deletions: DeletionQueue, resources: TenantResources) -> None:

@@ -31,7 +31,7 @@ from pageserver.remote import GenerationRecord, paths, read_generations
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.local_store import make_directory_durable, overwrite_durably, sync_directory
 from pageserver.remote.scan import StoredShard, scan_tenant
-from pageserver.tenant.deletion import check_may_delete
+from pageserver.tenant.deletion import check_may_delete, delete_tenant_objects
 from pageserver.tenant.heatmap_upload import HeatmapUploader
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, LocationConfigError, Secondary
 from pageserver.tenant.resources import TenantResources
@@ -295,9 +295,7 @@ class TenantManager:
                 await check_may_delete(self._resources, shard, old.generation)
                 await old.shut_down(flush=False)
             await asyncio.to_thread(self._purge_directory, shard)
-            storage = self._resources.storage
-            for prefix in (f"tenants/{shard}", f"sources/{shard}"):
-                await storage.delete([item.key async for item in storage.list_objects(prefix)])
+            await delete_tenant_objects(self._resources.storage, shard)
             self._slots.pop(shard, None)
 
     async def scan_remote_storage(self, tenant_id: TenantId) -> list[StoredShard]:
