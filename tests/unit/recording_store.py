@@ -118,4 +118,4 @@ async def check_bucket(store: LocalStore, shard: TenantShardId) -> set[str]:
             key = paths.layer_key(shard.tenant_id, entry.shard, timeline_id, name, entry.generation)
             assert there.get(key) == entry.file_size, f"{key} is named by an index, but is not there"
             named.add(key)
-    return {key for key in there if paths.INDEX_NAME not in key} - named
+    return {key for key in there if paths.INDEX_NAME not in key and not key.endswith(paths.INITDB_NAME)} - named

@@ -26,6 +26,7 @@ from pageserver.ids import Generation, TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import GenerationClaim, LayerName, LocalStore, paths
 from pageserver.remote.deletion_queue import DeletionQueue
+from pageserver.remote.local_store import new_file, sync_directory
 from pageserver.remote.source_document import Flavour, SourceDocument, SourceTraits
 from pageserver.tenant import RootParameters, SourceSlot, TenantFacts, TenantManager, TenantResources, WalSource
 from pageserver.tenant.bucket_generations import BucketGenerations
@@ -168,7 +169,11 @@ class FakeStore:
         content = name.encode()
         local = paths.local_layer_name(str(LayerName.parse(name)), Generation(generation))
         self.paths[name] = self.parameters.directory / local
-        self.paths[name].write_bytes(content)
+        # As the engine does: written, synced, renamed, directory synced.
+        with new_file(temporary := self.paths[name].with_name(f"{name}.{next(_instances):x}.___temp")) as file:
+            file.write(content)
+        temporary.rename(self.paths[name])
+        sync_directory(self.parameters.directory)
         self.named[name] = FakeLayer(name, len(content))
         return self.named[name]
 

@@ -1,0 +1,119 @@
+"""Every step of the deletion of a timeline and of a tenant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pageserver.lsn import Lsn
+from pageserver.remote import LocalStore, paths
+from pageserver.tenant.manager import TenantNotFoundError
+from tests.steps.recorder import read_bucket
+from tests.steps.scenario import Promises, Restart, Scenario, crash_everywhere, record, settle
+from tests.unit.tenant.test_lifecycle import active, attach, follow_primary
+from tests.unit.world import BRANCH, ROOT, START, TENANT, World, eventually, store_of
+
+DELETION_POINTS = {
+    "timeline-delete-before-index-deleted-at",
+    "persist_deleted_index_part",
+    "timeline-delete-before-schedule",
+    "timeline-delete-before-rm",
+    "timeline-delete-after-rm",
+    "timeline-delete-before-index-delete",
+    "timeline-delete-after-index-delete",
+    "in_progress_delete",
+    "deletion-queue-before-execute",
+    "deletion-queue-before-execute-pause",
+}
+
+
+async def prepare(world: World) -> None:
+    """A root and a branch, both with layers."""
+    tenant = await attach(world)
+    root = await follow_primary(tenant)
+    store_of(root).ingest(START + 0x200)
+    await root.freeze_and_flush()
+    await tenant.create_branch(BRANCH, ROOT, Lsn(START + 0x188))
+    branch = tenant.get_timeline(BRANCH)
+    for step in (0x300, 0x400):
+        store_of(branch).ingest(START + step)
+        await branch.freeze_and_flush()
+
+
+# One timeline
+
+
+async def delete_branch(world: World, promises: Promises) -> None:
+    tenant = world.manager.get(TENANT)
+    await tenant.delete_timeline(BRANCH)
+    promises["accepted"] = True
+    await gone(world)
+    promises["gone"] = True
+
+
+async def gone(world: World) -> None:
+    async def is_gone() -> bool:
+        return BRANCH not in world.manager.get(TENANT).timelines
+
+    await eventually(is_gone)
+
+
+async def check_branch_is_gone(world: World, promises: Promises, restart: Restart) -> None:
+    """What was accepted goes on by itself; what was not is whole, or goes on as well."""
+    tenant = world.manager.get(TENANT)
+    await active(tenant, ROOT)
+    await settle(tenant)
+    if "accepted" in promises:
+        assert BRANCH not in tenant.timelines
+    if BRANCH in tenant.timelines:
+        branch = await active(tenant, BRANCH)
+        assert branch.last_record_lsn == START + 0x400
+        assert sorted(store_of(branch).named) == sorted(branch.remote.index.layers)
+        await tenant.delete_timeline(BRANCH)
+        await gone(world)
+    for prefix in (paths.timeline_prefix(TENANT, BRANCH), f"{paths.sources_prefix(TENANT)}{BRANCH}/"):
+        assert [item.key async for item in LocalStore(world.storage.root).list_objects(prefix)] == []
+
+
+async def test_of_a_timeline(tmp_path: Path) -> None:
+    scenario = Scenario(prepare, delete_branch, check_branch_is_gone)
+    recording = await record(scenario, tmp_path / "whole")
+    assert recording.failpoints >= DELETION_POINTS
+    assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 15
+
+
+async def test_of_a_timeline_without_remote_storage(tmp_path: Path) -> None:
+    scenario = Scenario(prepare, delete_branch, check_branch_is_gone, stores_layers=False)
+    recording = await record(scenario, tmp_path / "whole")
+    assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 10
+
+
+# A whole tenant
+
+
+async def delete_tenant(world: World, promises: Promises) -> None:
+    await world.manager.delete(TENANT)
+    promises["gone"] = True
+
+
+async def check_tenant_is_gone(world: World, promises: Promises, restart: Restart) -> None:
+    """A request that was not answered is repeated until it succeeds; nobody who attaches in between sees half of it."""
+    if "gone" in promises or restart is Restart.ELSEWHERE:
+        for timeline_id in (ROOT, BRANCH):
+            assert "gone" not in promises or not paths.timeline_directory(world.workdir, TENANT, timeline_id).exists()
+    if "gone" not in promises and restart is Restart.ELSEWHERE:
+        tenant = await attach(world)
+        await settle(tenant)
+    await world.manager.delete(TENANT)
+    try:
+        world.manager.get(TENANT)
+        raise AssertionError("it is still attached")
+    except TenantNotFoundError:
+        left = [key for key in read_bucket(world.storage.root) if not key.startswith("generations/")]
+    assert left == []
+    assert not paths.tenant_directory(world.workdir, TENANT).exists()
+
+
+async def test_of_a_tenant(tmp_path: Path) -> None:
+    scenario = Scenario(prepare, delete_tenant, check_tenant_is_gone, leaks_max=10, is_reattached=False)
+    recording = await record(scenario, tmp_path / "whole")
+    assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 10
