@@ -16,6 +16,7 @@ FILES = {
     "F": "tests/unit/mgmt/test_failpoints_http.py",
     "H": "tests/unit/mgmt/test_http.py",
     "L": "tests/unit/mgmt/test_layer_routes.py",
+    "N": "tests/unit/mgmt/test_name_routes.py",
     "O": "tests/integration/test_object_repository_with_real_histories.py",
     "R": "tests/integration/test_restore_and_verify.py",
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import click
 import httpx
@@ -105,8 +106,18 @@ class Session:
         raise click.UsageError("there are several tenants: name one with --tenant")
 
     def timeline_path(self, tenant: str | None, timeline: str) -> str:
-        """Return the API path of one timeline."""
-        return f"/v1/tenant/{self.resolve_tenant(tenant)}/timeline/{parse_timeline(timeline)}"
+        """Return the API path of one timeline, given by id or by name."""
+        shard = self.resolve_tenant(tenant)
+        return f"/v1/tenant/{shard}/timeline/{self.resolve_timeline(shard, timeline)}"
+
+    def resolve_timeline(self, shard: TenantShardId, timeline: str) -> TimelineId:
+        """Return the timeline that an id or a name means. Raises ApiRefusal (no such name), UsageError."""
+        try:
+            return TimelineId.parse(timeline)
+        except PageServerError:
+            if not timeline or "/" in timeline:
+                raise click.UsageError(f"{timeline!r} is neither an id nor a name of a timeline") from None
+        return TimelineId.parse(self.client.get(f"/v1/tenant/{shard}/name/{quote(timeline)}")["timeline_id"])
 
 
 def parse_tenant(text: str) -> TenantShardId:

@@ -20,7 +20,7 @@ def tenant_option(command: F) -> F:
 
 
 def timeline_option(command: F) -> F:
-    return click.option("--timeline", required=True, help="Timeline id.")(command)
+    return click.option("--timeline", required=True, help="Id or name of a timeline.")(command)
 
 
 def show(session: Session, data: Any, table: Callable[[], Table], *, heading: str | None = None) -> None:

@@ -7,7 +7,6 @@ import pwd
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -16,6 +15,7 @@ import httpx
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from pageserver.cli.client import Session
+from pageserver.cli.moments import find_lsn
 from pageserver.cli.output import make_table, show, tenant_option, timeline_option
 from pageserver.cli.restore_directory import Tablespace, Target, give_to, restore
 from pageserver.errors import PageServerError
@@ -102,15 +102,9 @@ def _choose_lsn(session: Session, path: str, lsn: str | None, moment: str | None
     if (lsn is None) == (moment is None):
         raise click.UsageError("give either --lsn or --time")
     try:
-        if lsn is not None:
-            return Lsn.parse(lsn)
-        when = datetime.fromisoformat(moment or "").astimezone(UTC)
-    except (PageServerError, ValueError) as error:
+        return find_lsn(session, path, moment or "") if lsn is None else Lsn.parse(lsn)
+    except PageServerError as error:
         raise click.UsageError(str(error)) from error
-    found = session.client.get(f"{path}/get_lsn_by_timestamp", timestamp=f"{when:%Y-%m-%dT%H:%M:%S.%f}Z")
-    if found["kind"] in ("past", "nodata"):
-        raise click.ClickException(f"no state of {moment} is kept; the oldest is that of lsn {found['lsn']}")
-    return Lsn.parse(found["lsn"])
 
 
 def _parse_mappings(mappings: tuple[str, ...]) -> dict[str, Path]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import click
 from rich.progress import (
@@ -20,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from pageserver.cli.client import ApiRefusal, Session, Unreachable, parse_timeline
+from pageserver.cli.moments import find_lsn
 from pageserver.cli.output import make_table, show, size_text, tenant_option
 from pageserver.errors import PageServerError
 from pageserver.ids import TimelineId
@@ -44,6 +46,7 @@ def timeline() -> None:
 @click.option("--pg-version", type=click.IntRange(14, 18), help="Major version of a new cluster; 17 if left out.")
 @click.option("--initdb-of", help="Begin with the cluster that this timeline began with, not with a new one.")
 @click.option("--timeline", "timeline_id", help="Id of the new timeline; left out, one is made up.")
+@click.option("--name", help="What to call it; commands then take the name in place of the id.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the import has begun.")
 @click.pass_obj
 def create(
@@ -53,6 +56,7 @@ def create(
     pg_version: int | None,
     initdb_of: str | None,
     timeline_id: str | None,
+    name: str | None,
     no_wait: bool,
 ) -> None:
     """Make a timeline: of a primary, whose base backup is imported and whose WAL is followed, or, without --primary, of
@@ -62,12 +66,14 @@ def create(
         raise click.UsageError("--primary does not go with --pg-version or --initdb-of: the primary decides")
     shard = session.resolve_tenant(tenant)
     new_id = TimelineId.generate() if timeline_id is None else parse_timeline(timeline_id)
-    body: dict[str, Any] = {"new_timeline_id": str(new_id)}
+    body: dict[str, Any] = _new_timeline(new_id, name)
     if conninfo is not None:
         body["primary"] = {"conninfo": conninfo}
     else:
         body["pg_version"] = pg_version
-        body["existing_initdb_timeline_id"] = None if initdb_of is None else str(parse_timeline(initdb_of))
+        body["existing_initdb_timeline_id"] = (
+            None if initdb_of is None else str(session.resolve_timeline(shard, initdb_of))
+        )
     with _working(session, f"making timeline {new_id}"):
         info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
     if conninfo is not None and not no_wait:
@@ -95,6 +101,7 @@ def list_timelines(session: Session, tenant: str | None) -> None:
     rows = [
         (
             info["timeline_id"],
+            ", ".join(info.get("names", ())) or "-",
             str(info["pg_version"]),
             info.get("flavour", ""),
             state_text(info),
@@ -106,6 +113,7 @@ def list_timelines(session: Session, tenant: str | None) -> None:
     ] + [
         (
             record["timeline_id"],
+            ", ".join(record.get("names", ())) or "-",
             "-",
             "-",
             f"offloaded, archived {record['archived_at']}",
@@ -115,7 +123,7 @@ def list_timelines(session: Session, tenant: str | None) -> None:
         )
         for record in offloaded
     ]
-    columns = ("timeline", "pg", "flavour", "state", "last record", "ancestor", "at")
+    columns = ("timeline", "name", "pg", "flavour", "state", "last record", "ancestor", "at")
     show(session, [*answer["timelines"], *offloaded], lambda: make_table(columns, rows))
 
 
@@ -133,19 +141,82 @@ def detail(session: Session, tenant: str | None, timeline_id: str) -> None:
 @tenant_option
 @click.option("--ancestor", required=True, help="Timeline to branch from.")
 @click.option("--lsn", help="Where to branch; left out, at the newest record.")
+@click.option(
+    "--time", "moment", help='Branch at a moment, e.g. "2026-11-20T09:00:00Z"; without zone it is local time.'
+)
 @click.option("--timeline", "timeline_id", help="Id of the branch; left out, one is made up.")
+@click.option("--name", help="What to call it; commands then take the name in place of the id.")
+@click.option("--read-only", is_flag=True, help="It takes no WAL, neither of a primary nor from files.")
 @click.pass_obj
-def branch(session: Session, tenant: str | None, ancestor: str, lsn: str | None, timeline_id: str | None) -> None:
-    """Branch a timeline at an LSN, at once and without copying."""
+def branch(
+    session: Session,
+    tenant: str | None,
+    ancestor: str,
+    lsn: str | None,
+    moment: str | None,
+    timeline_id: str | None,
+    name: str | None,
+    read_only: bool,
+) -> None:
+    """Branch a timeline at an LSN or a moment, at once and without copying."""
+    if lsn is not None and moment is not None:
+        raise click.UsageError("give --lsn or --time, not both")
     shard = session.resolve_tenant(tenant)
     new_id = TimelineId.generate() if timeline_id is None else parse_timeline(timeline_id)
+    ancestor_id = session.resolve_timeline(shard, ancestor)
+    start = None if lsn is None else _parse_lsn(lsn)
+    if moment is not None:
+        start = find_lsn(session, f"/v1/tenant/{shard}/timeline/{ancestor_id}", moment)
     body = {
-        "new_timeline_id": str(new_id),
-        "ancestor_timeline_id": str(parse_timeline(ancestor)),
-        "ancestor_start_lsn": None if lsn is None else str(_parse_lsn(lsn)),
+        **_new_timeline(new_id, name),
+        "ancestor_timeline_id": str(ancestor_id),
+        "ancestor_start_lsn": None if start is None else str(start),
     }
+    if read_only:
+        body["read_only"] = True
     info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
     show(session, info, lambda: _detail_table(info))
+
+
+@timeline.command(name="name")
+@tenant_option
+@click.argument("timeline_id")
+@click.argument("name")
+@click.pass_obj
+def name_timeline(session: Session, tenant: str | None, timeline_id: str, name: str) -> None:
+    """Call a timeline NAME. It may have several names; no two timelines have the same one."""
+    shard = session.resolve_tenant(tenant)
+    body = {"timeline_id": str(session.resolve_timeline(shard, timeline_id))}
+    _show_names(session, [session.client.put(f"/v1/tenant/{shard}/name/{quote(name, safe='')}", body)])
+
+
+@timeline.command()
+@tenant_option
+@click.argument("old")
+@click.argument("new")
+@click.pass_obj
+def rename(session: Session, tenant: str | None, old: str, new: str) -> None:
+    """Call the timeline OLD NEW instead."""
+    path = f"/v1/tenant/{session.resolve_tenant(tenant)}/name/{quote(old, safe='')}/rename"
+    _show_names(session, [session.client.post(path, {"new_name": new})])
+
+
+@timeline.command()
+@tenant_option
+@click.argument("name")
+@click.pass_obj
+def unname(session: Session, tenant: str | None, name: str) -> None:
+    """Take a name away; the timeline stays."""
+    session.client.delete(f"/v1/tenant/{session.resolve_tenant(tenant)}/name/{quote(name, safe='')}")
+    show(session, None, lambda: make_table(("unnamed",), [(name,)]))
+
+
+@timeline.command()
+@tenant_option
+@click.pass_obj
+def names(session: Session, tenant: str | None) -> None:
+    """List the names of a tenant's timelines."""
+    _show_names(session, session.client.get(f"/v1/tenant/{session.resolve_tenant(tenant)}/name")["names"])
 
 
 @timeline.command()
@@ -272,6 +343,7 @@ def _detail_table(info: dict[str, Any]) -> Table:
     ancestor = f"{info['ancestor_timeline_id']} at {info['ancestor_lsn']}" if info["ancestor_timeline_id"] else "-"
     rows = [
         ("timeline", info["timeline_id"]),
+        ("name", ", ".join(info.get("names", ())) or "-"),
         ("tenant", info["tenant_id"]),
         ("state", state_text(info)),
         ("PostgreSQL", f"{info['pg_version']}, {info.get('flavour', '')}"),
@@ -287,6 +359,15 @@ def _detail_table(info: dict[str, Any]) -> Table:
     if info.get("wal_source_error"):
         rows.append(("source error", info["wal_source_error"]))
     return make_table(("", ""), rows)
+
+
+def _show_names(session: Session, pairs: list[dict[str, Any]]) -> None:
+    show(session, pairs, lambda: make_table(("name", "timeline"), [(one["name"], one["timeline_id"]) for one in pairs]))
+
+
+def _new_timeline(new_id: TimelineId, name: str | None) -> dict[str, Any]:
+    body = {"new_timeline_id": str(new_id)}
+    return body if name is None else {**body, "name": name}
 
 
 def _parse_lsn(text: str) -> Lsn:

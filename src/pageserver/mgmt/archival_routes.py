@@ -13,7 +13,7 @@ from pageserver.mgmt.app import context_of
 from pageserver.mgmt.models import ArchivalBody
 from pageserver.mgmt.requests import model_body, tenant_shard_id, timeline_id
 from pageserver.mgmt.tenant_routes import active_tenant
-from pageserver.mgmt.timeline_routes import BASE, ONE, info_json
+from pageserver.mgmt.timeline_routes import BASE, ONE, info_json, with_names
 from pageserver.remote.tenant_manifest import OffloadedTimeline
 
 router = APIRouter()
@@ -23,7 +23,10 @@ router = APIRouter()
 async def list_timelines_and_offloaded(request: Request) -> Response:
     tenant = await active_tenant(context_of(request), tenant_shard_id(request))
     timelines = [await info_json(request, tenant, info) for info in tenant.details()]
-    offloaded = [_offloaded_json(tenant.shard, record) for _, record in sorted(tenant.archival.offloaded.items())]
+    offloaded = [
+        with_names(tenant, record.timeline_id, _offloaded_json(tenant.shard, record))
+        for _, record in sorted(tenant.archival.offloaded.items())
+    ]
     return JSONResponse({"timelines": timelines, "offloaded": offloaded})
 
 

@@ -26,8 +26,9 @@ from pageserver.keyspace.snapshot import Snapshot
 from pageserver.lsn import Lsn
 from pageserver.mgmt.app import context_of
 from pageserver.mgmt.errors import bad_request
-from pageserver.mgmt.requests import parse_lsn, path_param, query_param, tenant_shard_id, timeline_id
+from pageserver.mgmt.requests import parse_lsn, path_param, query_param, tenant_shard_id
 from pageserver.mgmt.tenant_routes import active_tenant
+from pageserver.mgmt.timeline_routes import named_timeline_id
 from pageserver.postgres.timeline_history import HistoryEntry
 from pageserver.postgres.versions import PostgresVersion, postgres_version
 from pageserver.repository import ObjectTimeline
@@ -104,7 +105,7 @@ async def get_verify_part(request: Request) -> Response:
 
 async def _view(request: Request) -> _View:
     tenant = await active_tenant(context_of(request), tenant_shard_id(request))
-    timeline = tenant.get_timeline(timeline_id(request))
+    timeline = tenant.get_timeline(named_timeline_id(request, tenant))
     lsn = query_param(request, "lsn", parse_lsn) or timeline.last_record_lsn
     cutoff = timeline.gc_cutoff_lsn
     if lsn < cutoff:

@@ -74,7 +74,7 @@ class LocationConfigBody(BaseModel):
 
 class TimelineCreateBody(_Body):
     """`POST timeline`. The first shape that fits wins: branch, import, primary (ours), bootstrap. `flavour` (ours) says
-    whose PostgreSQL made an existing initdb archive.
+    whose PostgreSQL made an existing initdb archive, `name` (ours) what the timeline is called.
     """
 
     new_timeline_id: str
@@ -86,6 +86,7 @@ class TimelineCreateBody(_Body):
     pg_version: Literal[14, 15, 16, 17, 18] | None = None
     read_only: bool = False
     flavour: Literal["neon", "stock"] | None = None
+    name: str | None = None
 
     def new_id(self) -> TimelineId:
         return TimelineId.parse(self.new_timeline_id)
@@ -99,6 +100,21 @@ class TimelineCreateBody(_Body):
 
     def start_lsn(self) -> Lsn | None:
         return None if self.ancestor_start_lsn is None else Lsn.parse(self.ancestor_start_lsn)
+
+
+class NameBody(_Body):
+    """`PUT name/{name}` (ours)."""
+
+    timeline_id: str
+
+    def id(self) -> TimelineId:
+        return TimelineId.parse(self.timeline_id)
+
+
+class RenameBody(_Body):
+    """`POST name/{name}/rename` (ours)."""
+
+    new_name: str
 
 
 class ArchivalBody(_Body):

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pageserver.errors import NotFoundError, PreconditionFailedError
+from pageserver.ids import TimelineId
 from pageserver.keyspace.collect import collect_keyspace
 from pageserver.keyspace.key import Key
 from pageserver.keyspace.time_search import (
@@ -56,9 +57,11 @@ async def create_timeline(request: Request) -> Response:
     tenant = await active_tenant(context_of(request), tenant_shard_id(request))
     body = await model_body(request, TimelineCreateBody)
     new_id = body.new_id()
+    if body.name is not None:
+        tenant.names.check_free(body.name, new_id)
     ancestor_id = body.ancestor_id()
     if ancestor_id is not None:
-        info = await tenant.create_branch(new_id, ancestor_id, body.start_lsn())
+        info = await tenant.create_branch(new_id, ancestor_id, body.start_lsn(), read_only=body.read_only)
     elif body.import_pgdata is not None:
         raise not_built("import of a data directory from a bucket")
     elif body.primary is not None:
@@ -70,7 +73,9 @@ async def create_timeline(request: Request) -> Response:
             existing=body.existing_initdb_id(),
             flavour=body.flavour,
         )
-    return JSONResponse(info.to_json(), 201)
+    if body.name is not None:
+        await tenant.names.give(body.name, new_id)
+    return JSONResponse(with_names(tenant, new_id, info.to_json()), 201)
 
 
 @router.get(BASE)
@@ -212,12 +217,23 @@ async def open_timeline(request: Request) -> tuple[Tenant, Timeline]:
 
 async def info_json(request: Request, tenant: Tenant, info: TimelineInfo) -> dict[str, Any]:
     """Return TimelineInfo (5.3), with the size that only a count gives if the request asks for it."""
-    body = info.to_json()
+    body = with_names(tenant, info.timeline_id, info.to_json())
     wants_size = query_flag(request, "include-non-incremental-logical-size", default=False)
     if wants_size and info.state.status is TimelineStatus.ACTIVE and tenant.shard.is_shard_zero():
         snapshot = tenant.get_timeline(info.timeline_id).snapshot(info.last_record_lsn)
         body["current_logical_size_non_incremental"] = await asyncio.to_thread(snapshot.logical_size)
     return body
+
+
+def named_timeline_id(request: Request, tenant: Tenant) -> TimelineId:
+    """Return the timeline that the path names, by id or by name: for routes of ours. Raises NameNotFoundError."""
+    return tenant.names.resolve(request.path_params["timeline_id"])
+
+
+def with_names(tenant: Tenant, timeline_id: TimelineId, body: dict[str, Any]) -> dict[str, Any]:
+    """Add what the timeline is called, if it has a name (ours)."""
+    names = tenant.names.of(timeline_id)
+    return {**body, "names": names} if names else body
 
 
 def _check_readable(timeline: Timeline, lsn: Lsn) -> None:

@@ -81,6 +81,11 @@ def sources_prefix(shard: TenantShardId) -> str:
     return f"sources/{shard}/"
 
 
+def names_base_key(tenant_id: TenantId) -> str:
+    """Return the key of the document of timelines' names without its generation suffix (standalone.md 4)."""
+    return f"names/{tenant_id}.json"
+
+
 def claims_prefix(shard: TenantShardId) -> str:
     return f"generations/{shard}/"
 

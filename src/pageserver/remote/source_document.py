@@ -61,6 +61,11 @@ class SourceDocument:
         """Return whether the timeline began with a base backup, of a primary or from a file."""
         return self.is_importing or self.body.get("backup_start_lsn") is not None
 
+    @property
+    def is_read_only(self) -> bool:
+        """Return whether the timeline takes no WAL, from nobody."""
+        return bool(self.body.get("read_only", False))
+
 
 async def read_source_document(
     storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, generation: Generation

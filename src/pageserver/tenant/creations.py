@@ -110,9 +110,11 @@ class TimelineCreations:
 
     # What the API calls
 
-    async def branch(self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None) -> TimelineInfo:
+    async def branch(
+        self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None, *, read_only: bool
+    ) -> TimelineInfo:
         """Branch off at `start_lsn`, or at the end. Durable when this returns. Raises the errors of `creation`."""
-        work = self._branch(new_id, ancestor_id, start_lsn)
+        work = self._branch(new_id, ancestor_id, start_lsn, read_only=read_only)
         return await run_owned(self._tasks, work, name=f"branch {new_id}")
 
     async def bootstrap(
@@ -149,7 +151,9 @@ class TimelineCreations:
 
     # Branches
 
-    async def _branch(self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None) -> TimelineInfo:
+    async def _branch(
+        self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None, *, read_only: bool
+    ) -> TimelineInfo:
         self._host.check_active()
         ancestor = self._ancestor(ancestor_id)
         if start_lsn is not None:
@@ -169,7 +173,7 @@ class TimelineCreations:
             if existing is None:
                 try:
                     check_branch_point(lsn, ancestor=ancestor.remote.index, ancestor_id=ancestor_id)
-                    timeline = await self._open_branch(new_id, ancestor, lsn)
+                    timeline = await self._open_branch(new_id, ancestor, lsn, read_only=read_only)
                 except BaseException:
                     await self._opener.drop_directory(new_id)
                     self._running.discard(new_id)
@@ -204,7 +208,7 @@ class TimelineCreations:
             raise AncestorNotActiveError(timeline_id=ancestor_id)
         return ancestor
 
-    async def _open_branch(self, new_id: TimelineId, ancestor: Timeline, lsn: Lsn) -> Timeline:
+    async def _open_branch(self, new_id: TimelineId, ancestor: Timeline, lsn: Lsn, *, read_only: bool) -> Timeline:
         index = index_of_branch(
             ancestor.remote.index,
             ancestor_id=ancestor.timeline_id,
@@ -214,7 +218,8 @@ class TimelineCreations:
         )
         document = None
         if ancestor.document is not None:
-            document = SourceDocument(self._resources.way_in.document_of_branch(ancestor.document, branch_lsn=lsn))
+            body = dict(self._resources.way_in.document_of_branch(ancestor.document, branch_lsn=lsn))
+            document = SourceDocument({**body, "read_only": True} if read_only else body)
         timeline = await self._opener.create(new_id, index, document, ancestor)
         self._host.timelines[new_id] = timeline
         return timeline

@@ -78,12 +78,21 @@ async def mark_deleted(
 
 async def check_may_delete(resources: TenantResources, shard: TenantShardId, generation: Generation) -> None:
     """Raise StaleDeletionError where generations come from the bucket and ours is not the newest."""
-    if not resources.generations.fences_deletions:
-        return
-    valid = await resources.generations.validate({shard: generation})
-    if not valid.get(shard, False):
-        resources.generations.found_stale(shard, generation)
+    if not await holds_newest_generation(resources, shard, generation):
         raise StaleDeletionError(shard=shard, generation=generation)
+
+
+async def holds_newest_generation(resources: TenantResources, shard: TenantShardId, generation: Generation) -> bool:
+    """Return whether nobody has taken over, as far as the bucket can tell: a storage controller orders by itself what
+    must not happen on two servers.
+    """
+    if not resources.generations.fences_deletions:
+        return True
+    valid = await resources.generations.validate({shard: generation})
+    if valid.get(shard, False):
+        return True
+    resources.generations.found_stale(shard, generation)
+    return False
 
 
 async def delete_timeline_objects(
@@ -130,9 +139,10 @@ async def delete_tenant_objects(storage: ObjectStorage, shard: TenantShardId) ->
 
     Of an unsharded id all shards go with it (remote-storage.md 14). Raises what the store raises.
     """
-    keys = [
-        item.key for prefix in (f"tenants/{shard}", f"sources/{shard}") async for item in storage.list_objects(prefix)
-    ]
+    prefixes = [f"tenants/{shard}", f"sources/{shard}"]
+    if shard.is_unsharded():
+        prefixes.append(paths.names_base_key(shard.tenant_id))
+    keys = [item.key for prefix in prefixes async for item in storage.list_objects(prefix)]
     newest: dict[str, str] = {}
     for key in sorted((key for key in keys if f"/{paths.INDEX_NAME}" in key), key=generation_of_key):
         newest[key.rpartition("/")[0]] = key

@@ -55,7 +55,7 @@ async def load_timelines(
 
     Raises ManifestDecodeError and IndexOutdatedError: then the tenant is Broken.
     """
-    manifest = await _insist(keeper.read, resources)
+    manifest = await insist(keeper.read, resources)
     outcome = LoadOutcome(offloaded=[] if manifest is None else list(manifest.offloaded_timelines))
     found = await _read_documents(resources, shard, generation, outcome)
     loaded: dict[TimelineId, Timeline] = {}
@@ -114,7 +114,7 @@ async def _read_documents(
 
     async def read_document(timeline_id: TimelineId) -> None:
         async with permits:
-            document = await _insist(
+            document = await insist(
                 lambda: read_source_document(resources.storage, shard, timeline_id, generation), resources
             )
         if document is not None:
@@ -124,7 +124,7 @@ async def _read_documents(
 
     async def read_index(timeline_id: TimelineId) -> None:
         async with permits:
-            content = await _insist(
+            content = await insist(
                 lambda: find_index(resources.storage, shard, timeline_id, generation, now=resources.clock.now()),
                 resources,
             )
@@ -163,7 +163,7 @@ async def _read_documents(
     return found
 
 
-async def _insist(work: Callable[[], Awaitable[_T]], resources: TenantResources) -> _T:
+async def insist(work: Callable[[], Awaitable[_T]], resources: TenantResources) -> _T:
     """Repeat a read while the store is away: an outage is no reason to call a timeline broken (4.4)."""
     failures = 0
     while True:

@@ -16,6 +16,7 @@ from pageserver.config import TenantSettings
 from pageserver.errors import (
     ConflictError,
     PageServerError,
+    PreconditionFailedError,
     UnavailableError,
 )
 from pageserver.ids import Generation, TenantShardId, TimelineId
@@ -31,7 +32,9 @@ from pageserver.tenant.creations import TimelineCreations
 from pageserver.tenant.garbage import GarbageCollector
 from pageserver.tenant.loading import load_timelines
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig
+from pageserver.tenant.names import TenantNames
 from pageserver.tenant.opening import TimelineOpener
+from pageserver.tenant.owned import run_owned
 from pageserver.tenant.placeholder import Placeholder, describe
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.source_slot import RootParameters, SlotActions, SourceSlot
@@ -112,6 +115,14 @@ class Tenant:
             tasks=self._tasks,
             log=self._log,
         )
+        self.names = TenantNames(
+            resources,
+            shard,
+            self.generation,
+            is_known=lambda timeline_id: timeline_id in self.timelines or timeline_id in self.archival.offloaded,
+            tasks=self._tasks,
+            log=self._log,
+        )
         self._deletions = TimelineDeletions(
             self,
             resources,
@@ -120,6 +131,7 @@ class Tenant:
             opener=self._opener,
             sources=self._sources,
             archival=self.archival,
+            names=self.names,
             tasks=self._tasks,
             log=self._log,
         )
@@ -263,9 +275,13 @@ class Tenant:
 
     # Creating
 
-    async def create_branch(self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None) -> TimelineInfo:
-        """Branch off at `start_lsn`, or at the end. Durable when this returns. Raises the errors of `creation`."""
-        return await self._creations.branch(new_id, ancestor_id, start_lsn)
+    async def create_branch(
+        self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None, *, read_only: bool = False
+    ) -> TimelineInfo:
+        """Branch off at `start_lsn`, or at the end; a branch that is `read_only` takes no WAL. Durable when this
+        returns. Raises the errors of `creation`.
+        """
+        return await self._creations.branch(new_id, ancestor_id, start_lsn, read_only=read_only)
 
     async def create_from_primary(self, new_id: TimelineId, options: Mapping[str, Any]) -> TimelineInfo:
         """Start following a primary. When this returns the document is durable and the import runs; poll the
@@ -298,7 +314,15 @@ class Tenant:
         self, timeline_id: TimelineId, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn
     ) -> None:
         """Ingest WAL segments that come as a tar, then flush."""
+        work = self._import_wal(timeline_id, body, start_lsn=start_lsn, end_lsn=end_lsn)
+        await run_owned(self._tasks, work, name=f"import wal into {timeline_id}")
+
+    async def _import_wal(
+        self, timeline_id: TimelineId, body: AsyncIterator[bytes], *, start_lsn: Lsn, end_lsn: Lsn
+    ) -> None:
         timeline = self.get_timeline(timeline_id)
+        if timeline.document is not None and timeline.document.is_read_only:
+            raise PreconditionFailedError(f"timeline {timeline_id} is a read-only branch, which takes no wal")
         if self._sources.has(timeline_id):
             raise ConflictError(f"timeline {timeline_id} follows a primary; wal cannot be imported from files as well")
         before = timeline.document
@@ -313,7 +337,7 @@ class Tenant:
 
     async def delete_timeline(self, timeline_id: TimelineId) -> None:
         """Delete a timeline: durably marked when this returns, gone some time later."""
-        await self._deletions.begin(timeline_id)
+        await run_owned(self._tasks, self._deletions.begin(timeline_id), name=f"mark {timeline_id} as deleted")
 
     async def preserve_initdb(self, timeline_id: TimelineId) -> None:
         """Keep what a timeline began with beyond its deletion. Raises TimelineNotFoundError,
@@ -352,6 +376,7 @@ class Tenant:
         )
         await asyncio.to_thread(self._repository.open)
         outcome = await load_timelines(self._resources, self._opener, self._manifest, self.shard, self.generation)
+        await self.names.load()
         self.archival.offloaded.update({record.timeline_id: record for record in outcome.offloaded})
         self.timelines.update({timeline.timeline_id: timeline for timeline in outcome.loaded})
         for timeline_id, reason in outcome.broken.items():

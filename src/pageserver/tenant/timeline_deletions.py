@@ -14,6 +14,7 @@ from pageserver.errors import ConflictError, NotFoundError, PreconditionFailedEr
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.tenant.archival import Archival, TimelineHost
 from pageserver.tenant.deletion import check_may_delete, delete_timeline_objects, mark_deleted
+from pageserver.tenant.names import TenantNames
 from pageserver.tenant.opening import TimelineOpener
 from pageserver.tenant.placeholder import Placeholder
 from pageserver.tenant.resources import TenantResources
@@ -35,6 +36,7 @@ class TimelineDeletions:
         opener: TimelineOpener,
         sources: TenantSources,
         archival: Archival,
+        names: TenantNames,
         tasks: TaskScope,
         log: Any,
     ) -> None:
@@ -45,6 +47,7 @@ class TimelineDeletions:
         self._opener = opener
         self._sources = sources
         self._archival = archival
+        self._names = names
         self._tasks = tasks
         self._log = log
         self._running: set[TimelineId] = set()
@@ -104,6 +107,7 @@ class TimelineDeletions:
     async def _finish(self, timeline_id: TimelineId) -> None:
         failpoints = self._resources.failpoints
         await failpoints.fail("timeline-delete-before-rm", text="failpoint: {}")
+        await self._names.forget(timeline_id)
         await self._opener.drop_directory(timeline_id)
         await failpoints.fail("timeline-delete-after-rm", text="failpoint: {}")
         await delete_timeline_objects(self._resources, self._shard, timeline_id, self._generation)

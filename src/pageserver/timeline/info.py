@@ -36,8 +36,8 @@ class SourceStatus:
 
 @dataclass(frozen=True, slots=True)
 class TimelineInfo:
-    """One timeline, all fields of http-api.md 5.3 that this release can know. Ours come last: `flavour`, `wal_source`,
-    `import`.
+    """One timeline, all fields of http-api.md 5.3 that this release can know. Ours come last: `flavour`,
+    `wal_source_error`, `read_only`, `import`.
     """
 
     tenant_id: TenantShardId
@@ -60,6 +60,7 @@ class TimelineInfo:
     rel_size_migration: str = "legacy"
     rel_size_migrated_at: Lsn | None = None
     is_invisible: bool = False
+    is_read_only: bool = False
 
     @classmethod
     def without_engine(
@@ -132,6 +133,8 @@ class TimelineInfo:
             "flavour": self.flavour,
             "wal_source_error": self.source.error,
         }
+        if self.is_read_only:
+            body["read_only"] = True
         if self.source.importing is not None:
             body["import"] = self.source.importing.to_json()
         return body

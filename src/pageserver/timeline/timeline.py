@@ -269,6 +269,7 @@ class Timeline:
             rel_size_migration=index.rel_size_migration or "legacy",
             rel_size_migrated_at=index.rel_size_migrated_at,
             is_invisible=index.marked_invisible_at is not None,
+            is_read_only=self.document is not None and self.document.is_read_only,
         )
 
     def _physical_size(self) -> int | None:

@@ -69,6 +69,8 @@ class StoredSource:
     """From here on reads are legal."""
     data_checksums: bool = False
     wal_log_hints: bool = False
+    read_only: bool = False
+    """A branch that takes no WAL, from nobody."""
 
     @property
     def is_imported(self) -> bool:
@@ -91,7 +93,7 @@ class StoredSource:
 
     def branched(self) -> StoredSource:
         """Return what a branch inherits: flavour and history, but no connection and no slot."""
-        return replace(self, connection=None, slot=None)
+        return replace(self, connection=None, slot=None, read_only=False)
 
 
 def slot_name(timeline_id: object) -> str:
@@ -116,6 +118,7 @@ def source_body(source: StoredSource) -> dict[str, Any]:
         "data_checksums": source.data_checksums,
         "wal_log_hints": source.wal_log_hints,
         "hint_bits_logged": source.hint_bits_logged,
+        **({"read_only": True} if source.read_only else {}),
     }
 
 
@@ -139,6 +142,7 @@ def parse_source(body: Mapping[str, Any]) -> StoredSource:
             backup_end_lsn=_optional_lsn(body["backup_end_lsn"]),
             data_checksums=bool(body["data_checksums"]),
             wal_log_hints=bool(body["wal_log_hints"]),
+            read_only=bool(body.get("read_only", False)),
         )
     except (ValueError, KeyError, TypeError, AttributeError, LsnParseError) as error:
         raise SourceDocumentError(f"source document does not parse: {error!r}") from error

@@ -213,3 +213,56 @@ def test_timelines_are_archived_offloaded_and_shown() -> None:
     assert "offloaded, archived 2026-01-01T00:00:00Z" in text
     listed = json.loads(terminal.run("timeline", "list", as_json=True)[1])
     assert [info["state"] for info in listed] == ["Active", "Offloaded"]
+
+
+def test_a_name_stands_for_a_timeline() -> None:
+    """Goal: wherever a command takes a timeline it takes a name. Method: commands of each kind, and what they ask."""
+    pair = {"name": "main", "timeline_id": ROOT}
+    base = f"/v1/tenant/{TENANT}"
+    terminal = Terminal(
+        {
+            **ONE_TENANT,
+            ("GET", f"{base}/name/main"): (200, pair),
+            ("GET", f"{base}/name"): (200, {"names": [pair]}),
+            ("PUT", f"{base}/name/trunk"): (200, {**pair, "name": "trunk"}),
+            ("POST", f"{base}/name/main/rename"): (200, {**pair, "name": "trunk"}),
+            ("DELETE", f"{base}/name/main"): (200, b"null"),
+            ("GET", f"{base}/name/nobody"): (404, {"msg": "NotFound: no timeline is called 'nobody'"}),
+            ("POST", f"{base}/timeline"): (201, {**INFO, "names": ["work"]}),
+            ("GET", f"{base}/timeline/{ROOT}/get_lsn_by_timestamp"): (200, {"lsn": "0/2000128", "kind": "present"}),
+        }
+    )
+    assert ROOT in terminal.run("timeline", "detail", "main")[1]
+    assert ROOT in terminal.run("timeline", "names")[1]
+    assert terminal.run("timeline", "name", "main", "trunk")[0] == 0
+    assert terminal.asked[-1] == ("PUT", f"{base}/name/trunk", {"timeline_id": ROOT})
+    assert "trunk" in terminal.run("timeline", "rename", "main", "trunk")[1]
+    assert terminal.asked[-1][2] == {"new_name": "trunk"}
+    assert terminal.run("timeline", "unname", "main")[0] == 0
+    code, text = terminal.run("timeline", "detail", "nobody")
+    assert (code, "no timeline is called 'nobody'" in text) == (1, True)
+    assert terminal.run("timeline", "detail", "a/b")[0] == 2
+    branch = ("timeline", "branch", "--ancestor", "main", "--timeline", "22" * 16, "--name", "work", "--read-only")
+    code, text = terminal.run(*branch, "--time", "2026-11-20T09:00:00Z")
+    assert (code, "work" in text) == (0, True)
+    assert terminal.asked[-1][2] == {
+        "new_timeline_id": "22" * 16,
+        "name": "work",
+        "ancestor_timeline_id": ROOT,
+        "ancestor_start_lsn": "0/2000128",
+        "read_only": True,
+    }
+    assert terminal.run(*branch, "--time", "2026-11-20T09:00:00Z", "--lsn", "0/8")[0] == 2
+
+
+def test_a_new_cluster_is_asked_for() -> None:
+    terminal = Terminal({**ONE_TENANT, ("POST", f"/v1/tenant/{TENANT}/timeline"): (201, INFO)})
+    assert terminal.run("timeline", "create", "--pg-version", "16", "--timeline", ROOT)[0] == 0
+    assert terminal.asked[-1][2] == {"new_timeline_id": ROOT, "pg_version": 16, "existing_initdb_timeline_id": None}
+    assert terminal.run("timeline", "create", "--timeline", ROOT, "--initdb-of", "22" * 16)[0] == 0
+    assert terminal.asked[-1][2] == {
+        "new_timeline_id": ROOT,
+        "pg_version": None,
+        "existing_initdb_timeline_id": "22" * 16,
+    }
+    assert terminal.run("timeline", "create", "--primary", "x", "--pg-version", "16")[0] == 2

@@ -3,6 +3,7 @@
     tenants/S/tenant-manifest-g.json, heatmap-v1.json
     tenants/S/timelines/TL/index_part.json-g, initdb.tar.zst, initdb-preserved.tar.zst, <layer>-g
     sources/S/TL/source.json-g
+    names/T.json-g
     generations/S/g.json
 
 What has another name is kept as an unknown key: it is reported, and never deleted.
@@ -24,6 +25,7 @@ _SUFFIX = re.compile(r"-([0-9a-f]{8})")
 _LAYER = re.compile(r"(.+?__(?:[0-9A-F]{16}-)?[0-9A-F]{16})(?:-([0-9a-f]{8}))?")
 _MANIFEST = re.compile(r"tenant-manifest(?:-([0-9a-f]{8}))?\.json")
 _SOURCE = re.compile(r"source\.json(?:-([0-9a-f]{8}))?")
+_NAMES = re.compile(r"names/[0-9a-f]{32}\.json(?:-([0-9a-f]{8}))?")
 _CLAIM = re.compile(r"([0-9a-f]{8})\.json")
 
 Generations = dict[Generation, StoredObject]
@@ -76,6 +78,7 @@ class TenantInventory:
     """Objects of all shards of one tenant, of every shard count."""
 
     shards: dict[TenantShardId, ShardInventory] = field(default_factory=dict)
+    names: Generations = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
     def analysed(self) -> list[ShardInventory]:
@@ -86,17 +89,20 @@ class TenantInventory:
 
 
 def take_inventory(objects: Iterable[StoredObject]) -> TenantInventory:
-    """Sort the objects below `tenants/T`, `sources/T` and `generations/T`."""
+    """Sort the objects below `tenants/T`, `sources/T`, `names/T` and `generations/T`."""
     inventory = TenantInventory()
     for item in objects:
+        if (match := _NAMES.fullmatch(item.key)) is not None:
+            inventory.names[_generation(match[1])] = item
+            continue
         shard = shard_of_key(item.key)
         if shard is None:
             inventory.unknown.append(item.key)
             continue
         stored = inventory.shards.setdefault(shard, ShardInventory(shard))
         top, _, below = item.key.split("/", 2)
-        place = {"tenants": _place_in_tenant, "sources": _place_source, "generations": _place_claim}[top]
-        if not place(stored, below, item):
+        place = {"tenants": _place_in_tenant, "sources": _place_source, "generations": _place_claim}.get(top)
+        if place is None or not place(stored, below, item):
             inventory.unknown.append(item.key)
     return inventory
 

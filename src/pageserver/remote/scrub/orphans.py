@@ -3,7 +3,7 @@
 An orphan is
 - a layer that no index of the tenant names and whose generation is below that of its timeline's index, or, in a
   timeline without an index, below the newest generation that the shard is known to have had;
-- an index, a manifest or a source document that two newer generations of it have replaced;
+- an index, a manifest, a source document or a document of names that two newer generations of it have replaced;
 - a source document of a timeline that has no index and imports nothing, below that same generation: what a creation
   that a crash has ended leaves, since it writes the document first.
 
@@ -68,6 +68,7 @@ def find_leftovers(
         if (index := indices[timeline.prefix].newest) is not None
         for key in named_keys(shard, timeline.timeline_id, index)
     }
+    found.orphans += _superseded(inventory.names, OrphanKind.NAMES)
     for shard in inventory.shards.values():
         found.orphans += _superseded(shard.manifests, OrphanKind.MANIFEST)
         for timeline in shard.timelines.values():

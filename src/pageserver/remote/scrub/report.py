@@ -34,6 +34,7 @@ class OrphanKind(Enum):
     INDEX = "index"
     MANIFEST = "manifest"
     SOURCE = "source"
+    NAMES = "names"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Looks at a bucket, tenant by tenant, and deletes orphans if it is told to.
 
 One look at a tenant, in this order, since servers go on writing:
-1. list everything below the tenant and its source documents;
+1. list everything below the tenant, its source documents and its names;
 2. read the newest index of every timeline, with the time at which it was written;
 3. list the claims, last: who claims later than that reads an index at least as new as ours (see `orphans`);
 4. judge. Whatever seems missing is asked for by its key, and then the index is read again: only if it is still the
@@ -28,6 +28,7 @@ from pageserver.ids import Generation, IdParseError, TenantId, TenantShardId, Ti
 from pageserver.remote import paths
 from pageserver.remote.generations import generation_of_key
 from pageserver.remote.index_part import IndexDecodeError, IndexPart, LayerEntry
+from pageserver.remote.names import NamesDecodeError, decode_names
 from pageserver.remote.scrub.deep import check_layer_object
 from pageserver.remote.scrub.inventory import ShardInventory, StoredTimeline, TenantInventory, take_inventory
 from pageserver.remote.scrub.judge import Suspect, find_suspects, judge_index, judge_manifest
@@ -135,6 +136,7 @@ class Scrubber:
             for timeline in shard.timelines.values():
                 await self._scrub_timeline(timeline, look, report, scratch)
             report.findings += await self._check_manifest(shard)
+        report.findings += await self._check_names(look.inventory)
         self._list_leftovers(look, report)
         return report
 
@@ -244,6 +246,19 @@ class Scrubber:
                 return []
         return found or []
 
+    async def _check_names(self, inventory: TenantInventory) -> list[Finding]:
+        """Read the newest names: damaged ones are not shown, and cannot be changed."""
+        if not inventory.names:
+            return []
+        key = inventory.names[max(inventory.names)].key
+        try:
+            decode_names(await self._storage.get(key))
+        except ObjectNotFoundError:
+            return []
+        except NamesDecodeError as error:
+            return [Finding(key, str(error), Level.ERROR)]
+        return []
+
     async def _purge(self, tenant_id: TenantId, report: ScrubReport, min_age: timedelta) -> None:
         oldest_kept = self._clock.now() - min_age
         aged = [orphan for orphan in report.orphans if orphan.modified_at <= oldest_kept]
@@ -253,7 +268,7 @@ class Scrubber:
             self._list_leftovers(await self._look_at(tenant_id), again)
             still = set(again.orphans)
             doomed: list[Orphan] = [orphan for orphan in chunk if orphan in still]
-            assert all(orphan.key.startswith(("tenants/", "sources/")) for orphan in doomed), "claims stay"
+            assert all(orphan.key.startswith(("tenants/", "sources/", "names/")) for orphan in doomed), "claims stay"
             await self._storage.delete([orphan.key for orphan in doomed])
             report.purged += doomed
         gone = set(report.purged)
@@ -268,7 +283,7 @@ class Scrubber:
 
     async def _look_at(self, tenant_id: TenantId) -> Look:
         listed: dict[str, StoredObject] = {}
-        for top in ("tenants", "sources"):
+        for top in ("tenants", "sources", "names"):
             listed |= {item.key: item async for item in self._storage.list_objects(f"{top}/{tenant_id}")}
         inventory = take_inventory(listed.values())
         look = Look(inventory, listed)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from pageserver.errors import StoppedError
+from pageserver.errors import PreconditionFailedError, StoppedError
 from pageserver.ids import TimelineId
 from pageserver.remote import IndexPart, LocalStore, paths
 from pageserver.tenant import BranchRefusedError, Tenant
@@ -146,3 +147,23 @@ async def test_branches_of_branches_and_of_what_is_put_away(tmp_path: Path) -> N
     with pytest.raises(BranchRefusedError, match="archived"):
         await tenant.create_branch(TimelineId(bytes(15) + b"1"), third, None)
     await world.stop()
+
+
+async def test_a_read_only_branch_takes_no_wal(tmp_path: Path) -> None:
+    """Goal: nobody writes to a read-only branch, also after a restart."""
+
+    async def nothing() -> AsyncIterator[bytes]:
+        yield b""
+
+    world = await World.start(tmp_path, bucket=tmp_path / "bucket")
+    tenant = await attach(world)
+    await bootstrap(tenant)
+    info = await tenant.create_branch(BRANCH, ROOT, START + 0x78, read_only=True)
+    assert info.to_json()["read_only"]
+    await world.kill()
+    again = await World.start(tmp_path, bucket=tmp_path / "bucket")
+    tenant = again.manager.get(TENANT)
+    assert tenant.detail(BRANCH).is_read_only
+    with pytest.raises(PreconditionFailedError, match="read-only"):
+        await tenant.import_wal(BRANCH, nothing(), start_lsn=START, end_lsn=START)
+    await again.stop()
