@@ -16,8 +16,8 @@ from pageserver.remote.names import NamesDecodeError, decode_names, encode_names
 from pageserver.remote.scrub import Scrubber
 from pageserver.tenant.names import NameNotFoundError, NameTakenError, StaleNamesError
 from tests.unit.recording_store import RecordingStore
-from tests.unit.tenant.test_timeline_creations import bootstrap
 from tests.unit.tenant.test_lifecycle import attach
+from tests.unit.tenant.test_timeline_creations import bootstrap
 from tests.unit.world import BRANCH, ROOT, TENANT, World, eventually
 
 KEY = f"names/{TENANT}.json"
