@@ -7,6 +7,9 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
+_SLEEP_SECONDS_MAX = 10 * 366 * 86_400.0
+"""A setting may ask for more than the event loop's timers can count; nobody will see the difference."""
+
 
 class Clock(Protocol):
     """What the server asks of time."""
@@ -34,4 +37,4 @@ class SystemClock:
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(min(seconds, _SLEEP_SECONDS_MAX))

@@ -167,3 +167,5 @@ def test_connection_strings_are_stored_without_secrets() -> None:
             check_conninfo(f"host=a {secret}")
     with pytest.raises(SourceRefusedError, match="does not parse"):
         check_conninfo("host")
+    with pytest.raises(SourceRefusedError, match="zero byte"):
+        check_conninfo("host=a\0 port=1")

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 _NANOS_PER_SECOND = 1_000_000_000
@@ -31,7 +32,9 @@ _UNIT_NAMES: dict[int, str] = {
 }
 _UNITS: dict[str, int] = {name: nanos for nanos, names in _UNIT_NAMES.items() for name in names.split()}
 
-_TERM = re.compile(r"\s*(\d+)\s*([^\W\d_]+)\s*")
+_SECONDS_MAX = 1 << 64
+"""Neon's durations count seconds in 64 bits."""
+_TERM = re.compile(r"\s*([0-9]+)\s*([^\W\d_]+)\s*")
 
 _LONG_UNITS = (("year", _YEAR_SECONDS), ("month", _MONTH_SECONDS), ("day", 86_400))
 _SHORT_UNITS = (
@@ -68,6 +71,8 @@ class Duration:
             position = term.end()
         if position == 0:
             raise ValueError("invalid duration: the text is empty")
+        if total >= _SECONDS_MAX * _NANOS_PER_SECOND:
+            raise ValueError(f"invalid duration {text[:40]!r}: too long")
         return cls(total)
 
     @classmethod
@@ -106,3 +111,9 @@ class Duration:
         return core_schema.no_info_plain_validator_function(
             check, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the text form; months and microseconds are left to people."""
+        term = "[0-9]{1,6} ?(ns|us|ms|s|sec|m|min|h|hour|d|days?|w|weeks?|years?)"
+        return {"type": "string", "pattern": f"^{term}( {term}){{0,3}}$", "examples": ["10m", "7days", "1h 30m"]}

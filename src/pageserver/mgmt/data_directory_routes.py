@@ -26,7 +26,14 @@ from pageserver.keyspace.snapshot import Snapshot
 from pageserver.lsn import Lsn
 from pageserver.mgmt.app import context_of
 from pageserver.mgmt.errors import bad_request
-from pageserver.mgmt.requests import parse_lsn, path_param, query_param, tenant_shard_id
+from pageserver.mgmt.requests import (
+    parse_count,
+    parse_lsn,
+    parse_u32,
+    path_param,
+    query_param,
+    tenant_shard_id,
+)
 from pageserver.mgmt.tenant_routes import active_tenant
 from pageserver.mgmt.timeline_routes import named_timeline_id
 from pageserver.postgres.timeline_history import HistoryEntry
@@ -76,9 +83,9 @@ async def get_manifest(request: Request) -> Response:
 
 @router.get(BASE + "/part/{part}")
 async def get_part(request: Request) -> Response:
+    part = path_param(request, "part", parse_count)
     view = await _view(request)
     plan = await asyncio.to_thread(_plan, view, request)
-    part = path_param(request, "part", int)
     if not 0 <= part < len(plan.parts):
         raise bad_request(f"there is no part {part} of {len(plan.parts)}")
     return _streamed(restore.stream(view.directory, plan.parts[part], mtime=0), "application/x-tar")
@@ -86,9 +93,9 @@ async def get_part(request: Request) -> Response:
 
 @router.get(BASE + "/verify/{part}")
 async def get_verify_part(request: Request) -> Response:
-    view = await _view(request)
+    part = path_param(request, "part", parse_count)
     parts = _parts(request)
-    part = path_param(request, "part", int)
+    view = await _view(request)
     if not 0 <= part < parts:
         raise bad_request(f"there is no part {part} of {parts}")
     entries = await asyncio.to_thread(verify_stream.entries, view.directory, view.snapshot)
@@ -112,7 +119,8 @@ async def _view(request: Request) -> _View:
         raise bad_request(f"lsn {lsn} is before {cutoff}, the first one that can be read")
     # A position inside of a page header, or at its end, is reached when the page before it is complete (stock.md 3.6).
     page = lsn.page_start()
-    await timeline.wait_for_lsn(page if lsn <= page.normalised() else lsn, WAIT_SECONDS)
+    wait = min(WAIT_SECONDS, context_of(request).config.settings.wait_lsn_timeout.seconds)
+    await timeline.wait_for_lsn(page if lsn <= page.normalised() else lsn, wait)
     snapshot = timeline.snapshot(min(lsn, timeline.last_record_lsn))
     version = postgres_version(timeline.pg_version)
     checksums = timeline.document is not None and timeline.document.traits.data_checksums
@@ -130,14 +138,17 @@ def _plan(view: _View, request: Request) -> restore.RestorePlan:
         )
     source = parse_source(document.body)
     history = restore.PgHistory(source.pg_tli, [HistoryEntry(line.pg_tli, line.end_lsn, "") for line in source.history])
-    tli = query_param(request, "tli", int)
+    tli = query_param(request, "tli", parse_u32)
+    if tli == 0:
+        raise bad_request("tli is 0; HINT: PostgreSQL's timelines count from 1")
     return restore.plan(
         view.directory, view.snapshot, history, lsn=view.lsn, version=view.version, parts=_parts(request), tli=tli
     )
 
 
 def _parts(request: Request) -> int:
-    parts = query_param(request, "parts", int) or 1
+    given = query_param(request, "parts", parse_count)
+    parts = 1 if given is None else given
     if not 1 <= parts <= PARTS_MAX:
         raise bad_request(f"parts is {parts}, not between 1 and {PARTS_MAX}")
     return parts

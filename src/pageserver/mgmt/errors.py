@@ -72,10 +72,12 @@ _ANSWERS: tuple[tuple[type[Exception], _Answer], ...] = (
 )
 
 
-def to_api_error(error: Exception) -> ApiError:
-    """Translate what a handler raised. Anything unknown is a 500 with its text."""
+def to_api_error(error: BaseException) -> ApiError:
+    """Translate what a handler raised. Anything unknown is a 500 with its text; what is no Exception is a panic."""
     if isinstance(error, ApiError):
         return error
+    if not isinstance(error, Exception):
+        return ApiError(500, "HTTP request handler task panicked")
     for kind, answer in _ANSWERS:
         if isinstance(error, kind):
             return ApiError(answer.status, answer.form.format(error))

@@ -20,6 +20,7 @@ from pageserver.mgmt.errors import bad_request
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
+_DIGITS_MAX = 32
 
 
 def path_param(request: Request, name: str, parse: Callable[[str], T]) -> T:
@@ -76,10 +77,18 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_count(text: str) -> int:
-    """Read a number that is not negative."""
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError("expected a number")
-    return int(text)
+    """Read a number of up to 64 bits that is not negative."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > _DIGITS_MAX or (value := int(text)) >= 1 << 64:
+        raise ValueError("expected a number of up to 64 bits")
+    return value
+
+
+def parse_u32(text: str) -> int:
+    """Read a number of up to 32 bits that is not negative."""
+    value = parse_count(text)
+    if value >= 1 << 32:
+        raise ValueError("expected a number of up to 32 bits")
+    return value
 
 
 def parse_choice(choices: Sequence[str]) -> Callable[[str], str]:
@@ -109,9 +118,28 @@ async def json_body(request: Request) -> object:
     if not content:
         raise bad_request("missing request body")
     try:
-        return json.loads(content)
-    except ValueError as error:
+        document = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+        _check_texts(document)
+    except (ValueError, RecursionError) as error:
         raise bad_request(f"Failed to parse json request: .: {error}") from error
+    return document
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_texts(document: object) -> None:
+    """Refuse halves of surrogate pairs, which JSON can spell and no text can hold. Raises ValueError."""
+    if isinstance(document, str):
+        document.encode("utf-8")
+    elif isinstance(document, dict):
+        for key, value in document.items():
+            key.encode("utf-8")
+            _check_texts(value)
+    elif isinstance(document, list):
+        for value in document:
+            _check_texts(value)
 
 
 async def model_body(request: Request, model: type[M]) -> M:

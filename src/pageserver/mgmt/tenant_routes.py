@@ -69,7 +69,7 @@ async def delete_tenant(request: Request) -> Response:
 async def put_location_config(request: Request) -> Response:
     context = context_of(request)
     shard = tenant_shard_id(request)
-    flush_ms = query_param(request, "flush_ms", int)
+    flush_ms = query_param(request, "flush_ms", parse_count)
     query_flag(request, "lazy", default=False)
     body = await model_body(request, LocationConfigBody)
     await context.failpoints.fail("put-location-conf-handler", text="failpoint", error=UnavailableError)

@@ -94,12 +94,13 @@ async def get_timeline(request: Request) -> Response:
 async def delete_timeline(request: Request) -> Response:
     """202 once the decision is durable; repeat until 404."""
     context = context_of(request)
+    shard, timeline = tenant_shard_id(request), timeline_id(request)
     try:
-        tenant = await active_tenant(context, tenant_shard_id(request))
+        tenant = await active_tenant(context, shard)
     except NotFoundError as error:
         # The storage controller looks for this text (http-api.md 3.4).
         raise PreconditionFailedError("Requested tenant is missing") from error
-    await tenant.delete_timeline(timeline_id(request))
+    await tenant.delete_timeline(timeline)
     return JSONResponse(None, 202)
 
 

@@ -96,6 +96,8 @@ def check_conninfo(conninfo: str) -> str:
 
     Raises: SourceRefusedError (it does not parse, or holds a secret).
     """
+    if "\0" in conninfo:
+        raise SourceRefusedError("the connection string holds a zero byte, behind which libpq would not read")
     try:
         parameters = conninfo_to_dict(conninfo)
     except PsycopgError as error:
