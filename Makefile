@@ -64,6 +64,11 @@ check: build ## formatting, lint and types of Python, Rust and C; the stub of th
 bench: build ## run every benchmark: JSON lines, each with its ceiling or peer measured in the same run
 	@$(BIN)/python -m bench
 
+SEARCH_EXAMPLES ?= 300
+.PHONY: api-search
+api-search: build postgres ## search for HTTP requests that the server cannot stand, SEARCH_EXAMPLES=300 made up for each route
+	@$(BIN)/python -m tests.api_search --examples $(SEARCH_EXAMPLES)
+
 FUZZ_SECONDS ?= 1800
 .PHONY: fuzz
 fuzz: ## search for records that redo does not survive, FUZZ_SECONDS=1800 long (needs: cargo install cargo-fuzz)

@@ -23,6 +23,7 @@ from pageserver.config import ServerConfig
 from pageserver.errors import InternalError, PageServerError, UnavailableError
 from pageserver.failpoints import Failpoints
 from pageserver.mgmt.errors import ApiError, to_api_error
+from pageserver.mgmt.openapi import build_document
 from pageserver.tenant import TenantManager
 
 ACTIVE_WAIT_SECONDS = 5.0
@@ -46,7 +47,7 @@ class ApiContext:
 
 def create_app(context: ApiContext) -> FastAPI:
     """Build the application with all routes."""
-    from pageserver.mgmt.routes import ROUTERS
+    from pageserver.mgmt.routes import ROUTERS, built_routes
 
     app = FastAPI(
         title="Page Server API", redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
@@ -54,6 +55,8 @@ def create_app(context: ApiContext) -> FastAPI:
     app.state.context = context
     for router in ROUTERS:
         app.include_router(router)
+    document = build_document(built_routes(), version=app.version)
+    app.openapi = lambda: document  # type: ignore[method-assign] # the framework's own way to replace it
     app.add_exception_handler(HTTPException, _answer_framework_error)
     app.add_exception_handler(ApiError, _answer_error)
     app.add_exception_handler(PageServerError, _answer_error)
@@ -99,7 +102,9 @@ class _Surface:
         try:
             await self._reach_failpoints(path)
             await self._app(scope, receive, send_with_headers)
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
             answer = to_api_error(error)
             if started:
                 self._context.log.error("response broke off", path=path, error=str(error), exc_info=error)
@@ -133,6 +138,13 @@ async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     if answer.status == 500:
         context_of(request).log.error("request failed", path=request.url.path, error=str(error))
     return JSONResponse(answer.body, answer.status)
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Return whether compiled code broke down: PyO3 makes a BaseException of that, with a class that has no module to
+    import it from.
+    """
+    return type(error).__name__ == "PanicException"
 
 
 def _header(scope: Scope, name: bytes) -> str | None:

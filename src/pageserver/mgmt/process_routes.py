@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import APIRouter
@@ -22,7 +23,14 @@ async def get_status(request: Request) -> Response:
 
 @router.get("/metrics")
 async def get_metrics(request: Request) -> Response:
+    query_flag(request, "use_latest", default=False)  # Nothing is cached, so every answer is the latest.
     return Response(context_of(request).metrics(), media_type="text/plain; version=0.0.4")
+
+
+@router.get("/swagger.yml")
+async def get_api_document(request: Request) -> Response:
+    """The OpenAPI document, also at `/openapi.json`: JSON is YAML."""
+    return Response(json.dumps(request.app.openapi(), indent=1), media_type="application/yaml")
 
 
 @router.get("/v1/tenant")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fastapi.routing import APIRoute
+
 from pageserver.mgmt import (
     archival_routes,
     data_directory_routes,
@@ -29,3 +31,14 @@ ROUTERS = [
     remote_storage_routes.router,
     unbuilt_routes.router,
 ]
+
+
+def built_routes() -> list[tuple[str, str]]:
+    """Return method and path of every route that does something, in the order in which they are tried."""
+    return [
+        (method, route.path)
+        for router in ROUTERS
+        for route in router.routes
+        if isinstance(route, APIRoute) and route.include_in_schema
+        for method in sorted(route.methods or ())
+    ]

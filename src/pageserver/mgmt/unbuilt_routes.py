@@ -18,7 +18,6 @@ _TIMELINE = _TENANT + "/timeline/{timeline_id}"
 UNBUILT: list[tuple[str, str]] = [
     ("GET", "/profile/cpu"),
     ("GET", "/profile/heap"),
-    ("GET", "/swagger.yml"),
     ("GET", "/v1/doc"),
     ("POST", "/v1/reload_auth_validation_keys"),
     ("GET", "/v1/utilization"),
