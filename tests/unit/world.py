@@ -200,12 +200,20 @@ class FakePages:
     def __init__(self) -> None:
         self.attached: set[TimelineId] = set()
         self.tenants: set[TenantShardId] = set()
+        self.in_transition: set[TenantShardId] = set()
 
     def tenant_changed(self, tenant: TenantFacts) -> None:
         self.tenants.add(tenant.shard)
 
     def tenant_gone(self, shard: TenantShardId) -> None:
         self.tenants.discard(shard)
+
+    def shard_in_transition(self, shard: TenantShardId) -> None:
+        self.in_transition.add(shard)
+
+    def transition_over(self, shard: TenantShardId, tenant: TenantFacts | None) -> None:
+        self.in_transition.remove(shard)
+        assert tenant is None or tenant.shard in self.tenants
 
     def attach(self, timeline: Timeline) -> None:
         assert timeline.tenant_shard_id in self.tenants

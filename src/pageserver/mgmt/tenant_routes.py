@@ -70,12 +70,14 @@ async def put_location_config(request: Request) -> Response:
     context = context_of(request)
     shard = tenant_shard_id(request)
     flush_ms = query_param(request, "flush_ms", parse_count)
-    query_flag(request, "lazy", default=False)
+    lazy = query_flag(request, "lazy", default=False)
     body = await model_body(request, LocationConfigBody)
     await context.failpoints.fail("put-location-conf-handler", text="failpoint", error=UnavailableError)
     # Without a controller the store itself hands out generations (standalone.md 1).
     location = body.to_request(claims_generations=context.config.settings.control_plane_api is None)
-    await context.manager.put_location(shard, location, flush_seconds=None if flush_ms is None else flush_ms / 1000)
+    await context.manager.put_location(
+        shard, location, flush_seconds=None if flush_ms is None else flush_ms / 1000, lazy=lazy
+    )
     if body.mode == "Detached":
         return JSONResponse(None)
     is_attached = body.mode != "Secondary"

@@ -19,7 +19,7 @@ from pageserver.errors import PageServerError
 from pageserver.ids import ShardIndex, TenantId, TenantShardId, TimelineId
 from pageserver.repository import ObjectTimeline
 from pageserver.serve.backups import send_backup
-from pageserver.tenant import TenantFacts, TenantManager
+from pageserver.tenant import TenantFacts, TenantManager, TenantStatus
 from pageserver.timeline import Timeline
 
 BACKUPS_MAX = 8
@@ -34,6 +34,7 @@ class PageServiceRoom:
         pipelining = settings.page_service_pipelining
         self._log = log
         self._manager: TenantManager | None = None
+        self._in_transition: set[TenantShardId] = set()
         self._backups = ThreadPoolExecutor(max_workers=BACKUPS_MAX, thread_name_prefix="backup")
         self._service = _core.PageService(
             listen=_numeric(settings.listen_pg_addr),
@@ -61,6 +62,8 @@ class PageServiceRoom:
     # What tenants tell (tenant/resources.py, PageRegistry)
 
     def tenant_changed(self, tenant: TenantFacts) -> None:
+        if tenant.shard in self._in_transition and tenant.state.status is TenantStatus.STOPPING:
+            return
         identity = tenant.location.shard
         self._service.set_shard(
             bytes(tenant.shard.tenant_id),
@@ -70,7 +73,20 @@ class PageServiceRoom:
         )
 
     def tenant_gone(self, shard: TenantShardId) -> None:
-        self._service.remove_shard(bytes(shard.tenant_id), _index(shard))
+        if shard not in self._in_transition:
+            self._service.remove_shard(bytes(shard.tenant_id), _index(shard))
+
+    def shard_in_transition(self, shard: TenantShardId) -> None:
+        self._in_transition.add(shard)
+        # No key is mapped to a shard in transition, so it needs no stripe size.
+        self._service.set_shard(bytes(shard.tenant_id), (*_index(shard), 0), "InTransition")
+
+    def transition_over(self, shard: TenantShardId, tenant: TenantFacts | None) -> None:
+        self._in_transition.discard(shard)
+        if tenant is None:
+            self.tenant_gone(shard)
+        else:
+            self.tenant_changed(tenant)
 
     def attach(self, timeline: Timeline) -> None:
         shard, store = timeline.tenant_shard_id, timeline.store
@@ -100,8 +116,9 @@ class PageServiceRoom:
         answer.fail("error", "lsn leases are not supported yet")
 
     def activate(self, tenant_id: bytes, shard: tuple[int, int]) -> None:
-        """A request waits for this shard. All tenants attach at once, so there is nothing to bring forward."""
-        self._log.debug("a page request waits for a tenant", tenant=str(_shard_id(tenant_id, shard)))
+        """A request waits for this shard: it attaches before its turn (tenants.md 6.2)."""
+        if self._manager is not None:
+            self._manager.hurry(_shard_id(tenant_id, shard))
 
     def log(self, level: str, text: str) -> None:
         getattr(self._log, level)("page service", text=text)

@@ -14,6 +14,7 @@ from pageserver.tenant.location import Attached, AttachMode, LocationConfig, Sec
 from pageserver.tenant.manager import TenantManager
 from pageserver.tenant.resources import PageRegistry, TenantFacts, TenantResources
 from pageserver.tenant.source_slot import RootParameters, SourceSlot
+from pageserver.tenant.state import TenantStatus
 from pageserver.tenant.tenant import Tenant
 from pageserver.tenant.way_in import WalSource, WayIn
 
@@ -33,6 +34,7 @@ __all__ = [
     "TenantFacts",
     "TenantManager",
     "TenantResources",
+    "TenantStatus",
     "WalSource",
     "WayIn",
 ]

@@ -37,6 +37,7 @@ from pageserver.tenant.location import Attached, AttachMode, LocationConfig, Loc
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.tasks import TaskScope
 from pageserver.tenant.tenant import Tenant
+from pageserver.tenant.warmup import WarmupQueue
 from pageserver.timeline import check_repository
 
 _CONFIG_WRITES_MAX = 16
@@ -120,6 +121,7 @@ class TenantManager:
         self._log = resources.log
         self._slots: dict[TenantShardId, Slot] = {}
         self._tasks = TaskScope()
+        self._warmup = WarmupQueue(resources.settings.concurrent_tenant_warmup)
         self.heatmaps = HeatmapUploader(
             resources.workdir,
             storage=resources.storage,
@@ -149,7 +151,6 @@ class TenantManager:
             }
         )
         permits = asyncio.Semaphore(_CONFIG_WRITES_MAX)
-        warmup = asyncio.Semaphore(self._resources.settings.concurrent_tenant_warmup)
 
         async def persist(shard: TenantShardId, location: LocationConfig) -> None:
             async with permits:
@@ -166,7 +167,7 @@ class TenantManager:
             if isinstance(location.mode, Secondary):
                 self._slots[shard] = SecondarySlot(location)
             else:
-                self._spawn(shard, location, warmup)
+                self._spawn(shard, location, lazy=True)
         self._tasks.spawn(
             self.heatmaps.run(),
             name="heatmap uploads",
@@ -206,6 +207,12 @@ class TenantManager:
             raise TenantMapError("tenant map is shutting down")
         raise TenantNotFoundError(shard=shard)
 
+    def hurry(self, shard: TenantShardId) -> None:
+        """A client waits for this shard: attach it before its turn. Fine if it is not here or attached already."""
+        slot = self._slots.get(shard)
+        if isinstance(slot, Tenant):
+            slot.hurry()
+
     def attached(self) -> list[Tenant]:
         """Return all attached tenants in the order of their ids."""
         self._check_readable()
@@ -235,9 +242,10 @@ class TenantManager:
     # Changing
 
     async def put_location(
-        self, shard: TenantShardId, request: LocationRequest, *, flush_seconds: float | None
+        self, shard: TenantShardId, request: LocationRequest, *, flush_seconds: float | None, lazy: bool = False
     ) -> None:
         """Bring one location into the requested state (tenants.md 4.3). Durable on local disk when this returns.
+        With `lazy` a shard that was not attached waits for its turn to attach.
 
         Raises SlotBusyError, GenerationDecreaseError, GenerationTakenError, UnavailableError.
         """
@@ -262,7 +270,7 @@ class TenantManager:
             if wanted == slot.generation and not takes_back:
                 await self._update_attached(slot, request.location.with_generation(wanted), flush_seconds)
                 return
-        await self._replace(shard, request)
+        await self._replace(shard, request, lazy=lazy)
 
     async def read_generations(self, shard: TenantShardId, *, claims_max: int) -> GenerationRecord:
         """Tell who claimed which generation in the store, whether the shard is attached here or not."""
@@ -350,7 +358,7 @@ class TenantManager:
                 hint="create another tenant",
             )
 
-    async def _replace(self, shard: TenantShardId, request: LocationRequest) -> None:
+    async def _replace(self, shard: TenantShardId, request: LocationRequest, *, lazy: bool) -> None:
         location = request.location
         assert location is not None, "checked by the caller"
         async with self._changing(shard) as old:
@@ -363,7 +371,7 @@ class TenantManager:
                 await old.shut_down(flush=False)
             await self._persist(shard, location)
             if isinstance(location.mode, Attached):
-                self._spawn(shard, location, None)
+                self._spawn(shard, location, lazy=lazy and not isinstance(old, Tenant))
             else:
                 self._slots[shard] = SecondarySlot(location)
 
@@ -378,10 +386,10 @@ class TenantManager:
             except TimeoutError:
                 self._log.warning("flush before the hand-over timed out", tenant=str(tenant.shard))
 
-    def _spawn(self, shard: TenantShardId, location: LocationConfig, warmup: asyncio.Semaphore | None) -> None:
+    def _spawn(self, shard: TenantShardId, location: LocationConfig, *, lazy: bool) -> None:
         tenant = Tenant(shard, location, self._resources)
         self._slots[shard] = tenant
-        tenant.start(warmup)
+        tenant.start(self._warmup if lazy else None)
 
     @asynccontextmanager
     async def _changing(self, shard: TenantShardId) -> AsyncIterator[Slot | None]:
@@ -393,6 +401,7 @@ class TenantManager:
             raise SlotBusyError
         marker = InProgress()
         self._slots[shard] = marker
+        self._resources.pages.shard_in_transition(shard)
         try:
             yield old
         finally:
@@ -401,6 +410,8 @@ class TenantManager:
                     del self._slots[shard]
                 else:
                     self._slots[shard] = old
+            now = self._slots.get(shard)
+            self._resources.pages.transition_over(shard, now if isinstance(now, Tenant) else None)
             marker.done.set()
 
     def _hurry_deletions(self) -> None:

@@ -48,6 +48,7 @@ from pageserver.tenant.tenant_errors import (
     TimelineNotFoundError,
 )
 from pageserver.tenant.timeline_deletions import TimelineDeletions
+from pageserver.tenant.warmup import WarmupQueue
 from pageserver.timeline import (
     Timeline,
     TimelineInfo,
@@ -157,15 +158,24 @@ class Tenant:
             failpoints=resources.failpoints,
         )
         self._state_changed = asyncio.Event()
+        self._wanted = asyncio.Event()
 
     # Lifecycle
 
-    def start(self, warmup: asyncio.Semaphore | None = None) -> None:
-        """Begin to attach in the background, under `warmup` if given. Poll `state` or wait with `wait_active`."""
+    def start(self, warmup: WarmupQueue | None = None) -> None:
+        """Begin to attach in the background, when `warmup`, if given, says so. Poll `state` or wait with
+        `wait_active`.
+        """
+        self._resources.pages.tenant_changed(self)
         self._tasks.spawn(self._attach(warmup), name=f"attach {self.shard}", on_failure=self._attach_failed)
+
+    def hurry(self) -> None:
+        """Somebody needs this tenant now: attach without waiting for a turn."""
+        self._wanted.set()
 
     async def wait_active(self, timeout_seconds: float) -> None:
         """Wait until the tenant serves. Raises UnavailableError (timeout), TenantStoppingError, TenantBrokenError."""
+        self.hurry()
         try:
             async with asyncio.timeout(timeout_seconds):
                 while self.state.status in (TenantStatus.ATTACHING, TenantStatus.ACTIVATING):
@@ -348,13 +358,13 @@ class Tenant:
 
     # Private: attach
 
-    async def _attach(self, warmup: asyncio.Semaphore | None) -> None:
+    async def _attach(self, warmup: WarmupQueue | None) -> None:
         failpoints = self._resources.failpoints
         await failpoints.sleep("before-attaching-tenant")
         if warmup is None:
             await self._load()
         else:
-            async with warmup:
+            async with warmup.turn(self._wanted):
                 await self._load()
         await failpoints.sleep("attach-before-activate-sleep")
         await failpoints.fail("attach-before-activate")

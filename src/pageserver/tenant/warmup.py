@@ -1,0 +1,51 @@
+"""The queue of lazy attaches (tenants.md 6.2): a few at a time, and at once whom somebody asks for.
+
+Invariant: an attach that came by a permit gives it back when it ends, however it ends; one that was asked for holds
+none, so that no number of idle tenants stands before a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class WarmupQueue:
+    """One for the process. `concurrency` attaches run at once, not counting those that are asked for."""
+
+    def __init__(self, concurrency: int) -> None:
+        self._permits = asyncio.Semaphore(concurrency)
+
+    @asynccontextmanager
+    async def turn(self, wanted: asyncio.Event) -> AsyncIterator[None]:
+        """Wait for a permit or until `wanted` is set, whichever is first."""
+        has_permit = await self._wait(wanted)
+        try:
+            yield
+        finally:
+            if has_permit:
+                self._permits.release()
+
+    async def _wait(self, wanted: asyncio.Event) -> bool:
+        """Return whether a permit is held now."""
+        if wanted.is_set():
+            return False
+        permit = asyncio.create_task(self._permits.acquire(), name="warm-up permit")
+        asked = asyncio.create_task(wanted.wait(), name="activate now")
+        try:
+            await asyncio.wait((permit, asked), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if await _end(permit):
+                self._permits.release()
+            raise
+        finally:
+            asked.cancel()
+        return await _end(permit)
+
+
+async def _end(permit: asyncio.Task[bool]) -> bool:
+    """Give up waiting for a permit; return whether it was got nevertheless."""
+    permit.cancel()
+    await asyncio.wait((permit,))
+    return not permit.cancelled() and permit.result()
