@@ -79,6 +79,13 @@ class PageServerProcess:
         self.stop()
         self.start(more=more)
 
+    def wait_for_end(self, timeout_seconds: float) -> int:
+        """Wait until it ends by itself. Returns the exit code."""
+        assert self._process is not None, "it does not run"
+        code = self._process.wait(timeout_seconds)
+        self._process = None
+        return code
+
     def kill(self) -> None:
         """Kill it as a crash would."""
         self.stop(signal.SIGKILL)
