@@ -43,6 +43,11 @@ postgres: venv ## fetch PostgreSQL 14 to 18 for tests and demo into the cache (n
 stores: venv ## fetch or build the object store servers of the tests (S3: versitygw, Azure: azurite) into the cache
 	@$(BIN)/python tests/stores/provision.py
 
+.PHONY: test-minio
+test-minio: build postgres ## the tests of object stores with MinIO as the S3 server (built first, some ten minutes)
+	@$(BIN)/python tests/stores/provision.py minio
+	@TEST_S3=minio $(BIN)/python -m pytest tests/stores
+
 .PHONY: demo
 demo: build ## show the main job: follow a PostgreSQL under load, read its past, start it in the past
 	@$(BIN)/python demo/demo.py

@@ -19,7 +19,7 @@ from pageserver.remote import ObjectStorage, RetryingStorage, open_object_storag
 from pageserver.remote.open_store import open_backend
 from tests.postgres.provision import ProvisionError
 from tests.stores.gcs_stub import GcsStub
-from tests.stores.servers import AzureServer, S3Server
+from tests.stores.servers import AzureServer, s3_server
 
 KINDS = ("local", "s3", "azure", "gcs")
 _numbers = itertools.count(1)
@@ -97,7 +97,7 @@ def store_services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
         if kind not in running:
             try:
                 made: Any = {
-                    "s3": lambda: S3Server(directory / "s3"),
+                    "s3": lambda: s3_server(directory / "s3"),
                     "azure": lambda: AzureServer(directory / "azure"),
                     "gcs": GcsStub,
                 }[kind]()

