@@ -278,6 +278,8 @@ def state_text(info: dict[str, Any]) -> str:
         return f"Broken: {state['Broken']['reason']}"
     if info.get("wal_source_error"):
         return f"{state}, source stopped"
+    if info.get("wal_source_paused"):
+        return f"{state}, source paused"
     progress = info.get("import")
     if progress and state == "Loading":
         return f"importing ({progress['phase']})"

@@ -107,6 +107,11 @@ class TenantSettings(_Strict):
     repository: RepositoryKind = "layered"
     """Ours: where the tenant's pages are kept. Fixed when the tenant is created (docs/decisions/0005)."""
 
+    timelines_max: U64 | None = None
+    """Ours: how many timelines the tenant may have, offloaded ones included."""
+    stored_bytes_max: U64 | None = None
+    """Ours: how many bytes all timelines together may take before nothing more is ingested."""
+
     def to_api(self) -> dict[str, Any]:
         """Return `effective_config` as the API shows it: all keys in alphabetical order, some only when they are on."""
         shown = self.model_dump(mode="json")
@@ -115,6 +120,9 @@ class TenantSettings(_Strict):
             del shown["basebackup_cache_enabled"]
         if self.repository == "layered":
             del shown["repository"]
+        for limit in ("timelines_max", "stored_bytes_max"):
+            if shown[limit] is None:
+                del shown[limit]
         shown["timeline_get_throttle"] = dict(sorted(shown["timeline_get_throttle"].items()))
         return dict(sorted(shown.items()))
 

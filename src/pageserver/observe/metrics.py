@@ -69,6 +69,7 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
     consistent: list[tuple[dict[str, str], float]] = []
     size: list[tuple[dict[str, str], float]] = []
     evictions: list[tuple[dict[str, str], float]] = []
+    paused: list[tuple[dict[str, str], float]] = []
     offloaded: list[tuple[dict[str, str], float]] = []
     for tenant in manager.attached():
         states[tenant.state.status.value] = states.get(tenant.state.status.value, 0) + 1
@@ -85,6 +86,7 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
             consistent.append((labels, float(info.disk_consistent_lsn)))
             size.append((labels, float(timeline.resident_bytes())))
             evictions.append((labels, float(timeline.residence.evictions)))
+            paused.append((labels, float(info.source.paused is not None)))
     return [
         _Family(
             "pageserver_tenant_states_count",
@@ -93,6 +95,12 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
             [({"state": state}, count) for state, count in sorted(states.items())],
         ),
         _Family("pageserver_last_record_lsn", "gauge", "Last record LSN grouped by timeline", last),
+        _Family(
+            "pageserver_wal_source_paused",
+            "gauge",
+            "1 while a timeline's source ingests nothing because its tenant has reached stored_bytes_max",
+            paused,
+        ),
         _Family("pageserver_disk_consistent_lsn", "gauge", "Disk consistent LSN grouped by timeline", consistent),
         _Family(
             "pageserver_remote_ondemand_downloaded_layers_total",

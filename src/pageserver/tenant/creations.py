@@ -48,6 +48,7 @@ from pageserver.tenant.creation import (
     is_repeat,
 )
 from pageserver.tenant.deletion import delete_timeline_objects, mark_deleted
+from pageserver.tenant.limits import TenantLimits
 from pageserver.tenant.opening import TimelineOpener, remove_tree
 from pageserver.tenant.owned import run_owned
 from pageserver.tenant.placeholder import Placeholder
@@ -89,6 +90,7 @@ class TimelineCreations:
         *,
         opener: TimelineOpener,
         archival: Archival,
+        limits: TenantLimits,
         exclusion: asyncio.Lock,
         tasks: TaskScope,
         log: Any,
@@ -99,14 +101,15 @@ class TimelineCreations:
         self._generation = generation
         self._opener = opener
         self._archival = archival
+        self._limits = limits
         self._exclusion = exclusion
         self._tasks = tasks
         self._log = log
-        self._running: set[TimelineId] = set()
+        self.running: set[TimelineId] = set()
 
     def is_running(self, timeline_id: TimelineId) -> bool:
         """Return whether the timeline is being made."""
-        return timeline_id in self._running
+        return timeline_id in self.running
 
     # What the API calls
 
@@ -176,7 +179,7 @@ class TimelineCreations:
                     timeline = await self._open_branch(new_id, ancestor, lsn, read_only=read_only)
                 except BaseException:
                     await self._opener.drop_directory(new_id)
-                    self._running.discard(new_id)
+                    self.running.discard(new_id)
                     raise
         if existing is not None:
             return await _settled(existing)
@@ -193,7 +196,7 @@ class TimelineCreations:
             await self._abandon(new_id, error)
             raise
         finally:
-            self._running.discard(new_id)
+            self.running.discard(new_id)
         return timeline.detail()
 
     def _ancestor(self, ancestor_id: TimelineId) -> Timeline:
@@ -254,7 +257,7 @@ class TimelineCreations:
             await self._abandon(new_id, error, keeps_initdb=existing_id == new_id)
             raise
         finally:
-            self._running.discard(new_id)
+            self.running.discard(new_id)
             await asyncio.to_thread(scratch.remove)
 
     async def _store_archive(self, new_id: TimelineId, scratch: _Scratch) -> None:
@@ -304,7 +307,7 @@ class TimelineCreations:
             self._host.add_importing(new_id, slot)
             return self._host.detail(new_id)
         finally:
-            self._running.discard(new_id)
+            self.running.discard(new_id)
 
     async def _import_base_backup(
         self,
@@ -329,24 +332,27 @@ class TimelineCreations:
             await self._abandon(new_id, error)
             raise
         finally:
-            self._running.discard(new_id)
+            self.running.discard(new_id)
 
     # Beginning and ending
 
     def _begin(self, timeline_id: TimelineId, key: IdempotencyKey) -> Timeline | None:
         """Reserve an id, or return the timeline if this is a repeat. Raises DifferentParametersError,
-        CreationInProgressError.
+        CreationInProgressError, LimitReachedError.
         """
         if timeline_id in self._archival.offloaded:
             raise DifferentParametersError(timeline_id=timeline_id)
-        if timeline_id in self._running:
+        if timeline_id in self.running:
             raise CreationInProgressError(timeline_id=timeline_id)
         entry = self._host.timelines.get(timeline_id)
         if entry is not None:
             if isinstance(entry, Timeline) and is_repeat(entry.remote.index, entry.document, key):
                 return entry
             raise DifferentParametersError(timeline_id=timeline_id)
-        self._running.add(timeline_id)
+        self._limits.check_timelines()
+        if not isinstance(key, BranchKey):
+            self._limits.check_bytes()
+        self.running.add(timeline_id)
         return None
 
     def _finished(self, new_id: TimelineId) -> Timeline:

@@ -46,6 +46,7 @@ class TimelineOpener:
         redo: RedoPool | None,
         settings: Callable[[], TenantSettings],
         rights: Callable[[], UploadRights],
+        ingest_pause: Callable[[], str | None],
     ) -> None:
         self._resources = resources
         self._repository = repository
@@ -55,6 +56,7 @@ class TimelineOpener:
         self._redo = redo
         self._settings = settings
         self._rights = rights
+        self._ingest_pause = ingest_pause
         self._remote = RemoteContext(
             storage=resources.storage,
             stores_layers=resources.stores_layers,
@@ -196,7 +198,7 @@ class TimelineOpener:
                 is_new=not loaded,
             ),
         )
-        return Timeline(
+        timeline = Timeline(
             TimelineIdentity(
                 tenant_shard_id=self._shard,
                 shard_identity=self._identity,
@@ -217,6 +219,8 @@ class TimelineOpener:
             log=self._resources.log.bind(tenant=str(self._shard), timeline=str(timeline_id)),
             failpoints=self._resources.failpoints,
         )
+        timeline.ingest_pause = self._ingest_pause
+        return timeline
 
     async def _add_layers(self, timeline: Timeline, index: IndexPart) -> None:
         directory = timeline.directory

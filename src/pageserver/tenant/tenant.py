@@ -30,6 +30,7 @@ from pageserver.tenant.archival import Archival
 from pageserver.tenant.creation import index_of_root
 from pageserver.tenant.creations import TimelineCreations
 from pageserver.tenant.garbage import GarbageCollector
+from pageserver.tenant.limits import TenantLimits
 from pageserver.tenant.loading import load_timelines
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig
 from pageserver.tenant.names import TenantNames
@@ -83,6 +84,13 @@ class Tenant:
         self._repository = resources.engine.make_repository(
             self.repository_kind, paths.tenant_directory(resources.workdir, shard)
         )
+        self.limits = TenantLimits(
+            settings=self.settings,
+            timelines=self.open_timelines,
+            count_timelines=lambda: len({*self.timelines, *self.archival.offloaded, *self._creations.running}),
+            files=None if self._repository.keeps_layers else paths.tenant_directory(resources.workdir, shard),
+            clock=resources.clock,
+        )
         self._opener = TimelineOpener(
             resources,
             shard=shard,
@@ -92,6 +100,7 @@ class Tenant:
             redo=self._redo,
             settings=self.settings,
             rights=self._upload_rights,
+            ingest_pause=self.limits.pause_reason,
         )
         self._manifest = ManifestKeeper(
             resources.storage,
@@ -143,6 +152,7 @@ class Tenant:
             self.generation,
             opener=self._opener,
             archival=self.archival,
+            limits=self.limits,
             exclusion=self._gc_and_branches,
             tasks=self._tasks,
             log=self._log,
@@ -335,6 +345,7 @@ class Tenant:
             raise PreconditionFailedError(f"timeline {timeline_id} is a read-only branch, which takes no wal")
         if self._sources.has(timeline_id):
             raise ConflictError(f"timeline {timeline_id} follows a primary; wal cannot be imported from files as well")
+        self.limits.check_bytes()
         before = timeline.document
         slot = self.open_slot(timeline_id, timeline.document, timeline)
         await self._resources.way_in.import_wal(slot, body, start_lsn=start_lsn, end_lsn=end_lsn)

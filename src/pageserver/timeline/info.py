@@ -32,12 +32,14 @@ class SourceStatus:
     last_received_at_micros: int | None = None
     error: str | None = None
     importing: ImportProgress | None = None
+    paused: str | None = None
+    """Why nothing is ingested for now, though the source could go on."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimelineInfo:
     """One timeline, all fields of http-api.md 5.3 that this release can know. Ours come last: `flavour`,
-    `wal_source_error`, `read_only`, `import`.
+    `wal_source_error`, `wal_source_paused`, `read_only`, `import`.
     """
 
     tenant_id: TenantShardId
@@ -133,6 +135,8 @@ class TimelineInfo:
             "flavour": self.flavour,
             "wal_source_error": self.source.error,
         }
+        if self.source.paused is not None:
+            body["wal_source_paused"] = self.source.paused
         if self.is_read_only:
             body["read_only"] = True
         if self.source.importing is not None:

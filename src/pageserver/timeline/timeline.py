@@ -94,6 +94,8 @@ class Timeline:
         self.flavour = (document or SourceDocument()).traits.flavour
         self.state: TimelineState = LOADING
         self.source_status: Callable[[], SourceStatus] = SourceStatus
+        self.ingest_pause: Callable[[], str | None] = lambda: None
+        """Why a WAL source must not add to this timeline now, if it must not."""
         self._settings = settings
         self._clock = clock
         self._log = log
@@ -244,6 +246,13 @@ class Timeline:
     def resident_bytes(self) -> int:
         """Return the size of the layer files that are on this disk."""
         return sum(layer.file_size for layer in self.store.layers() if layer.is_resident)
+
+    def stored_bytes(self) -> int:
+        """Return what the timeline takes: the layers of its index, and what is not in a layer yet. 0 for the layers
+        where a repository does not say what one timeline takes.
+        """
+        layer = self.store.open_layer()
+        return (self._physical_size() or 0) + (0 if layer is None else layer.size_bytes)
 
     def detail(self) -> TimelineInfo:
         """Describe the timeline as it is now (http-api.md 5.3)."""

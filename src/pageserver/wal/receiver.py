@@ -31,6 +31,7 @@ from pageserver.lsn import INVALID_LSN, Lsn
 from pageserver.postgres.timeline_history import parse_history
 from pageserver.timeline.info import SourceStatus
 from pageserver.wal.ingest import IngestStep, WalApplier
+from pageserver.wal.ingest_gate import IngestGate, IngestPausedError
 from pageserver.wal.primary import PrimaryConnection
 from pageserver.wal.source_document import StoredSource
 from pageserver.wal.source_errors import (
@@ -82,6 +83,7 @@ class ReceiverPhase(Enum):
     CONNECTING = "connecting"
     STREAMING = "streaming"
     WAITING = "waiting"
+    PAUSED = "paused"
     REFUSED = "refused"
 
 
@@ -107,6 +109,8 @@ class ReceiverState:
                 return f"streaming WAL from the primary, commit|streaming Lsn: {lsns}"
             case ReceiverPhase.WAITING:
                 return f"disconnected, will try again: {self.error}"
+            case ReceiverPhase.PAUSED:
+                return f"paused: {self.error}"
             case ReceiverPhase.REFUSED:
                 return f"stopped for good: {self.error}"
 
@@ -147,8 +151,11 @@ class WalReceiver:
         log: Any,
         is_overtaken: Callable[[], Awaitable[bool]] | None = None,
         failpoints: Failpoints | None = None,
+        ingest_pause: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`is_overtaken` asks whether another server has the timeline in a newer generation."""
+        """`is_overtaken` asks whether another server has the timeline in a newer generation, `ingest_pause` why nothing
+        may be ingested now, if so.
+        """
         assert source.connection is not None, "a receiver needs a primary"
         self._timeline = timeline
         self._source = source
@@ -160,6 +167,7 @@ class WalReceiver:
         self._log = log
         self._is_overtaken = is_overtaken
         self.failpoints = failpoints or Failpoints.off()
+        self.gate = IngestGate(ingest_pause, clock=clock, log=log)
         self._pauses = RetryPauses()
         self.state = ReceiverState()
 
@@ -172,6 +180,7 @@ class WalReceiver:
             last_received_lsn=self.state.received_lsn,
             last_received_at_micros=self.state.received_at_micros,
             error=self.state.error if refused else None,
+            paused=self.state.error if self.state.phase is ReceiverPhase.PAUSED else None,
         )
 
     async def run(self) -> None:
@@ -184,7 +193,13 @@ class WalReceiver:
                 started = self._clock.monotonic_seconds()
                 self._become(phase=ReceiverPhase.CONNECTING)
                 try:
+                    await self.gate.wait(
+                        flush=lambda: self._timeline.freeze_and_flush(),
+                        note=lambda reason: self._become(phase=ReceiverPhase.PAUSED, error=reason),
+                    )
                     await self._follow()
+                except IngestPausedError:
+                    continue
                 except SourceRefusedError as error:
                     self._log.error("source refused", error=str(error))
                     self._become(phase=ReceiverPhase.REFUSED, error=str(error))
@@ -429,6 +444,7 @@ class _Session:
             self._queue.clear()
             self._queued_bytes = 0
             self._taken.set()
+            self._receiver.gate.check()
             await self._receiver.failpoints.sleep("wal-ingest-record-sleep")
             step = await run_blocking(lambda wal=wal: applier.take(wal))  # type: ignore[misc]
             while step is IngestStep.ROLL:

@@ -345,6 +345,7 @@ class PrimarySource:
             log=self._log,
             is_overtaken=self._slot.is_overtaken,
             failpoints=self._failpoints,
+            ingest_pause=lambda: timeline.ingest_pause(),
         )
         await self._receiver.run()
 

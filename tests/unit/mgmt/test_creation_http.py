@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pageserver.errors import InternalError
-from tests.unit.mgmt.test_http import ATTACH, TL, Api, serve
+from tests.unit.mgmt.test_http import ATTACH, TL, Api, T, serve
 from tests.unit.world import BRANCH, ROOT, START, TENANT, eventually
 
 BOOT = {"new_timeline_id": str(ROOT), "pg_version": 16}
@@ -113,3 +113,47 @@ async def test_a_sharded_tenant_is_told_that_it_is_not_built(tmp_path: Path) -> 
         await api.ask("PUT", f"/v1/tenant/{shard}/location_config", body)
         status, answer = await api.ask("POST", f"/v1/tenant/{shard}/timeline", BOOT)
         assert (status, "sharded" in answer["msg"]) == (501, True)
+
+
+async def set_limits(api: Api, **limits: int | None) -> None:
+    assert await api.ask("PATCH", "/v1/tenant/config", {"tenant_id": str(TENANT), **limits}) == (200, None)
+
+
+async def test_limits_of_a_tenant_refuse_creations_until_they_are_raised(api: Api) -> None:
+    await set_limits(api, timelines_max=1)
+    assert (await api.ask("GET", f"{T}/config"))[1]["effective_config"]["timelines_max"] == 1
+    assert (await api.ask("POST", TL, BOOT))[0] == 201
+    assert (await api.ask("POST", TL, BOOT))[0] == 201, "a repeat adds nothing"
+    branch = {
+        "new_timeline_id": str(BRANCH),
+        "ancestor_timeline_id": str(ROOT),
+        "ancestor_start_lsn": str(START + 0x78),
+    }
+    other = {**BOOT, "new_timeline_id": str(BRANCH)}
+    for body in (branch, other, {**other, "primary": {"conninfo": "x"}}):
+        status, answer = await api.ask("POST", TL, body)
+        assert (status, "has 1 timelines, and may have 1" in answer["msg"]) == (412, True)
+    await set_limits(api, timelines_max=2, stored_bytes_max=10)
+    status, answer = await api.ask("POST", TL, other)
+    assert (status, "may hold 10" in answer["msg"]) == (412, True)
+    assert (await api.ask("POST", TL, branch))[0] == 201, "a branch brings no bytes"
+    await set_limits(api, timelines_max=None, stored_bytes_max=None)
+    assert "stored_bytes_max" not in (await api.ask("GET", f"{T}/config"))[1]["effective_config"]
+    assert (await api.ask("POST", TL, {**BOOT, "new_timeline_id": "5" * 32}))[0] == 201
+
+
+async def test_a_limit_counts_timelines_in_the_making_and_offloaded_ones(tmp_path: Path) -> None:
+    async with serve(tmp_path / "work", bucket=tmp_path / "bucket") as api:
+        await api.attach(tenant_conf={"timelines_max": 1})
+        api.world.way_in.initdb_may_end = asyncio.Event()
+        making = asyncio.ensure_future(api.ask("POST", TL, BOOT))
+        await asyncio.wait_for(api.world.way_in.initdb_began.wait(), 5)
+        other = {**BOOT, "new_timeline_id": str(BRANCH)}
+        assert (await api.ask("POST", TL, other))[0] == 412
+        api.world.way_in.initdb_may_end.set()
+        assert (await making)[0] == 201
+        assert (await api.ask("PUT", f"{TL}/{ROOT}/archival_config", {"state": "Archived"}))[0] == 200
+        assert (await api.ask("PUT", f"{TL}/{ROOT}/offload"))[0] == 200
+        assert (await api.ask("POST", TL, other))[0] == 412
+        await delete(api, ROOT)
+        assert (await api.ask("POST", TL, other))[0] == 201

@@ -213,7 +213,7 @@ _TIMELINES: dict[tuple[str, str], Operation] = {
         "Creates a timeline: branches, follows a primary, or starts anew with initdb",
         "timeline",
         {201: answer("It exists, durably", ref("TimelineInfo"), examples.TIMELINE_INFO)},
-        errors=(406, 409, 429, 500, 501),
+        errors=(406, 409, 412, 429, 500, 501),
         body=RequestBody(ref("TimelineCreateBody"), examples.BRANCH_REQUEST),
         waits_for_active=True,
     ),

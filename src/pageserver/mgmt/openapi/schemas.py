@@ -134,6 +134,7 @@ _ANSWERS: dict[str, Json] = {
             "image_consistent_lsn": LSN,
             "flavour": one_of_words("stock", "neon"),
             "wal_source_error": or_null(TEXT),
+            "wal_source_paused": TEXT,
             "read_only": BOOLEAN,
             "names": list_of(TEXT),
             "import": record("How far the base copy is", phase=TEXT, bytes_done=U64, bytes_total=U64),
