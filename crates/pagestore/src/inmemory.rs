@@ -257,12 +257,9 @@ impl InMemoryLayer {
     }
 
     /// Checks what `put` will rely on, before anything is changed.
-    fn check(&self, batch: &WriteBatch, end: u64, is_spilling: bool) -> Result<(), StoreError> {
+    fn check(&self, batch: &WriteBatch, end: u64) -> Result<(), StoreError> {
         if self.end.get().is_some() {
             return Err(StoreError::Invalid("write to a frozen layer".into()));
-        }
-        if is_spilling {
-            return Err(StoreError::Invalid("an earlier write of the ephemeral file failed".into()));
         }
         if end + batch.raw.len() as u64 > POSITION_MAX {
             return Err(StoreError::Invalid(format!("open layer of {end} bytes is full")));
@@ -282,18 +279,32 @@ impl InMemoryLayer {
     }
 
     /// Appends a batch. Its values are readable at once by those who ask for their LSNs.
+    ///
+    /// All or nothing. A full disk is met after the values were taken, so they are kept in memory then, and it is the
+    /// next call that fails, before it takes anything, until the file can be written: were a batch half taken, it could
+    /// neither be repeated nor the layer be frozen.
     pub fn put(&self, batch: &WriteBatch) -> Result<(), StoreError> {
+        let unwritten = read(&self.contents).values.unwritten();
+        if let Some((bytes, offset)) = unwritten {
+            self.spill(bytes, offset)?;
+        }
         let mut contents = write(&self.contents);
         let base = contents.values.end();
-        self.check(batch, base, contents.values.is_spilling())?;
+        self.check(batch, base)?;
         contents.values.append(&batch.raw);
         for entry in &batch.entries {
             contents.max_lsn = contents.max_lsn.max(entry.lsn);
             contents.index(entry, base + u64::from(entry.offset))?;
         }
         let Sealed::ToFile(bytes, offset) = contents.values.seal() else { return Ok(()) };
-        // Written without the lock: readers find the bytes in memory meanwhile.
         drop(contents);
+        // Told by the next call, if it still is so.
+        let _ = self.spill(bytes, offset);
+        Ok(())
+    }
+
+    /// Writes sealed bytes to the ephemeral file, without the lock: readers find them in memory meanwhile.
+    fn spill(&self, bytes: Arc<Vec<u8>>, offset: u64) -> Result<(), StoreError> {
         self.open_file()?
             .write_all_at(&bytes, offset)
             .map_err(|e| StoreError::io("write ephemeral file", &self.path, &e))?;
@@ -514,6 +525,35 @@ mod tests {
         layer.freeze(Lsn(0x18)).unwrap();
         assert!(put(0x10, 0, 8).is_err(), "frozen");
         assert_eq!(layer.end(), Lsn(0x18));
+    }
+
+    /// Goal: a full disk stops writers between two batches, and later they go on. Method: the file's directory is not
+    /// there for a while.
+    #[test]
+    fn a_batch_is_taken_whole_or_not_at_all_when_the_file_cannot_be_written() {
+        let dir = crate::testing::TempDir::new();
+        let away = dir.path().join("away");
+        let memory = Arc::new(ValueMemory::new(0));
+        let layer = InMemoryLayer::new(Lsn(0x10), away.join("ephemeral-1"), Instant::now(), memory);
+        let batch_at = |lsn: u64| {
+            let mut batch = WriteBatch::default();
+            let value = vec![lsn as u8; 1 << 20];
+            batch.push(key(1), Lsn(lsn), &value, false);
+            batch.push(key(1), Lsn(lsn + 8), &value, false);
+            batch
+        };
+        layer.put(&batch_at(0x10)).unwrap();
+        for _ in 0..2 {
+            assert!(matches!(layer.put(&batch_at(0x20)), Err(StoreError::Io { .. })));
+            assert_eq!((layer.max_lsn(), layer.size()), (Lsn(0x18), 2 << 20));
+        }
+        std::fs::create_dir(&away).unwrap();
+        layer.put(&batch_at(0x20)).unwrap();
+        assert_eq!((layer.max_lsn(), layer.file_len()), (Lsn(0x28), 4 << 20));
+        let mut out = Vec::new();
+        layer.find(&key(1), Lsn(0)..Lsn(0x100), &mut out);
+        let first: Vec<_> = out.iter().map(|found| bytes_of(&layer, found)[0]).collect();
+        assert_eq!(first, [0x20, 0x20, 0x10, 0x10]);
     }
 
     #[test]

@@ -127,9 +127,9 @@ impl Values {
         self.file_len
     }
 
-    /// True from `seal` to `spilled`, and for good if writing failed in between.
-    pub(crate) fn is_spilling(&self) -> bool {
-        self.sealed.is_some()
+    /// What was sealed and is not in the file, since writing failed, and where it belongs.
+    pub(crate) fn unwritten(&self) -> Option<(Arc<Vec<u8>>, u64)> {
+        Some((Arc::clone(self.sealed.as_ref()?), self.file_len))
     }
 
     pub(crate) fn append(&mut self, bytes: &[u8]) {
