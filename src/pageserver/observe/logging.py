@@ -1,14 +1,34 @@
 """Log lines on standard output: for people (`plain`), for machines (`json`), for tests (`test`: plain without
 colours).
+
+A line that cannot be written is lost, and nothing else: standard output may be a file on the disk that is full just
+now, and whoever reports that must not die of reporting it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import structlog
+
+
+class PatientStream:
+    """A text stream that does not mind if it cannot be written to; what it could not write may be lost."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 def configure_logging(log_format: Literal["plain", "json", "test"], *, level: int = logging.INFO) -> Any:
@@ -28,7 +48,7 @@ def configure_logging(log_format: Literal["plain", "json", "test"], *, level: in
             *tail,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", PatientStream(sys.stdout))),
         cache_logger_on_first_use=False,
     )
     # uvicorn and asyncio speak through the standard library: warnings and errors of theirs are worth a line.
