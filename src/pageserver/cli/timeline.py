@@ -280,6 +280,8 @@ def state_text(info: dict[str, Any]) -> str:
         return f"{state}, source stopped"
     if info.get("wal_source_paused"):
         return f"{state}, source paused"
+    if info.get("ingest_stalled"):
+        return f"{state}, ingest stalled"
     progress = info.get("import")
     if progress and state == "Loading":
         return f"importing ({progress['phase']})"
@@ -360,6 +362,8 @@ def _detail_table(info: dict[str, Any]) -> Table:
     ]
     if info.get("wal_source_error"):
         rows.append(("source error", info["wal_source_error"]))
+    if info.get("ingest_stalled"):
+        rows.append(("ingest stalled", info["ingest_stalled"]))
     return make_table(("", ""), rows)
 
 

@@ -70,6 +70,8 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
     size: list[tuple[dict[str, str], float]] = []
     evictions: list[tuple[dict[str, str], float]] = []
     paused: list[tuple[dict[str, str], float]] = []
+    stalled: list[tuple[dict[str, str], float]] = []
+    flush_failures: list[tuple[dict[str, str], float]] = []
     offloaded: list[tuple[dict[str, str], float]] = []
     for tenant in manager.attached():
         states[tenant.state.status.value] = states.get(tenant.state.status.value, 0) + 1
@@ -87,6 +89,8 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
             size.append((labels, float(timeline.resident_bytes())))
             evictions.append((labels, float(timeline.residence.evictions)))
             paused.append((labels, float(info.source.paused is not None)))
+            stalled.append((labels, float(info.ingest_stalled is not None)))
+            flush_failures.append((labels, float(timeline.flush_failures)))
     return [
         _Family(
             "pageserver_tenant_states_count",
@@ -115,6 +119,10 @@ def _tenant_families(manager: TenantManager) -> list[_Family]:
             [({}, manager.downloads.bytes)],
         ),
         _Family("pageserver_evictions", "counter", "Number of layers evicted from the pageserver", evictions),
+        _Family(
+            "pageserver_ingest_stalled", "gauge", "1 while WAL cannot be taken or not be made durable here", stalled
+        ),
+        _Family("pageserver_flush_failures_total", "counter", "Flushes of a layer that failed", flush_failures),
         _Family("pageserver_resident_physical_size", "gauge", "The size of the layer files present on disk", size),
         _Family("pageserver_tenant_offloaded_timelines", "gauge", "Offloaded timelines of a tenant", offloaded),
     ]

@@ -8,6 +8,7 @@ before what they describe is spawned.
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
 import uuid
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ from pageserver.ids import Generation, TenantId, TenantShardId
 from pageserver.remote import GenerationRecord, paths, read_generations
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.local_store import make_directory_durable, overwrite_durably, sync_directory
+from pageserver.remote.retry import pause_seconds
 from pageserver.remote.scan import StoredShard, scan_tenant
 from pageserver.tenant.deletion import check_may_delete, delete_tenant_objects
 from pageserver.tenant.heatmap_upload import HeatmapUploader
@@ -43,6 +45,7 @@ from pageserver.timeline import check_repository
 _CONFIG_WRITES_MAX = 16
 REDO_IDLE_SECONDS = 180.0
 _HOUSEKEEPING_SECONDS = 20.0
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class TenantNotFoundError(NotFoundError):
@@ -154,7 +157,7 @@ class TenantManager:
 
         async def persist(shard: TenantShardId, location: LocationConfig) -> None:
             async with permits:
-                await self._persist(shard, location)
+                await self._persist_when_there_is_room(shard, location)
 
         async with asyncio.TaskGroup() as group:
             for shard, location in locations.items():
@@ -421,6 +424,20 @@ class TenantManager:
             name="advisory deletion flush",
             on_failure=lambda error: self._log.info("advisory deletion flush ended", error=str(error)),
         )
+
+    async def _persist_when_there_is_room(self, shard: TenantShardId, location: LocationConfig) -> None:
+        """At a start: wait for room on a full disk rather than end, and claim another generation at every restart."""
+        failures = 0
+        while True:
+            try:
+                await self._persist(shard, location)
+                return
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                self._log.error("a location config cannot be written, will retry", tenant=str(shard), error=str(error))
+                await self._resources.clock.sleep(pause_seconds(failures))
+                failures += 1
 
     async def _persist(self, shard: TenantShardId, location: LocationConfig) -> None:
         await self._resources.failpoints.fail("tenant-config-before-write", text="{}")

@@ -24,13 +24,16 @@ class ImportProgress:
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """What a WAL source says about itself. `connection` carries no password; `error` is why it stopped for good."""
+    """What a WAL source says about itself. `connection` carries no password; `error` is why it stopped for good,
+    `stalled` why WAL that comes cannot be taken now.
+    """
 
     text: str = "Not active"
     connection: str | None = None
     last_received_lsn: Lsn | None = None
     last_received_at_micros: int | None = None
     error: str | None = None
+    stalled: str | None = None
     importing: ImportProgress | None = None
     paused: str | None = None
     """Why nothing is ingested for now, though the source could go on."""
@@ -39,7 +42,8 @@ class SourceStatus:
 @dataclass(frozen=True, slots=True)
 class TimelineInfo:
     """One timeline, all fields of http-api.md 5.3 that this release can know. Ours come last: `flavour`,
-    `wal_source_error`, `wal_source_paused`, `read_only`, `import`.
+    `wal_source_error`, `ingest_stalled`, `wal_source_paused`, `read_only`, `import`. `flush_error` is why the last flush
+    failed.
     """
 
     tenant_id: TenantShardId
@@ -63,6 +67,12 @@ class TimelineInfo:
     rel_size_migrated_at: Lsn | None = None
     is_invisible: bool = False
     is_read_only: bool = False
+    flush_error: str | None = None
+
+    @property
+    def ingest_stalled(self) -> str | None:
+        """Why WAL cannot be taken, or not be made durable: a full disk, say. It is tried again."""
+        return self.flush_error or self.source.stalled
 
     @classmethod
     def without_engine(
@@ -134,6 +144,7 @@ class TimelineInfo:
             "is_invisible": self.is_invisible,
             "flavour": self.flavour,
             "wal_source_error": self.source.error,
+            "ingest_stalled": self.ingest_stalled,
         }
         if self.source.paused is not None:
             body["wal_source_paused"] = self.source.paused

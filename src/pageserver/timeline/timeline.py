@@ -99,6 +99,9 @@ class Timeline:
         self._settings = settings
         self._clock = clock
         self._log = log
+        self.flush_error: str | None = None
+        """Why the last flush failed; none if it did not."""
+        self.flush_failures = 0
         self._flush_wanted = asyncio.Event()
         self._flush_waiters: list[asyncio.Future[None]] = []
         self._flushed_one = asyncio.Event()
@@ -279,6 +282,7 @@ class Timeline:
             rel_size_migrated_at=index.rel_size_migrated_at,
             is_invisible=index.marked_invisible_at is not None,
             is_read_only=self.document is not None and self.document.is_read_only,
+            flush_error=self.flush_error,
         )
 
     def _physical_size(self) -> int | None:
@@ -301,13 +305,18 @@ class Timeline:
             except (PageServerError, OSError) as error:
                 # The layer stays frozen. A full disk or a store that is away mends itself; the next request tries
                 # again.
-                self._log.error("flush failed", error=str(error))
+                self.flush_error = str(error)
+                self.flush_failures += 1
+                self._log.error("flush failed, will retry", error=str(error))
                 for waiter in waiters:
                     if not waiter.done():
                         waiter.set_exception(error)
                 continue
             finally:
                 self._flushed_one.set()
+            if self.flush_error is not None:
+                self.flush_error = None
+                self._log.info("flush works again", disk_consistent_lsn=str(self.disk_consistent_lsn))
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)

@@ -96,6 +96,8 @@ class ReceiverState:
     server_end_lsn: Lsn | None = None
     received_at_micros: int | None = None
     error: str | None = None
+    stalled: str | None = None
+    """Why WAL that comes cannot be taken, from the failure until some is taken again."""
 
     def text(self) -> str:
         """Return the line that the API shows as `walreceiver_status`."""
@@ -181,6 +183,7 @@ class WalReceiver:
             last_received_at_micros=self.state.received_at_micros,
             error=self.state.error if refused else None,
             paused=self.state.error if self.state.phase is ReceiverPhase.PAUSED else None,
+            stalled=self.state.stalled,
         )
 
     async def run(self) -> None:
@@ -210,14 +213,15 @@ class WalReceiver:
                     await self._stop_if_overtaken(error)
                     self._log.info("source interrupted", error=str(error))
                     self._become(phase=ReceiverPhase.WAITING, error=str(error))
-                except (UnavailableError, OSError) as error:
+                except SourceUnavailableError as error:
                     self._log.info("source interrupted", error=str(error))
                     self._become(phase=ReceiverPhase.WAITING, error=str(error))
-                except PageServerError as error:
-                    # Bad WAL, or bad data below it. Skipping it would corrupt data silently, so it is met again.
+                except (PageServerError, OSError) as error:
+                    # A full disk, bad WAL, or bad data below it. Skipping it would corrupt data silently, so it is met
+                    # again.
                     at = str(self._timeline.last_record_lsn)
                     self._log.error("could not ingest", error=str(error), last_record_lsn=at)
-                    self._become(phase=ReceiverPhase.WAITING, error=str(error))
+                    self._become(phase=ReceiverPhase.WAITING, error=str(error), stalled=str(error))
                 lasted = self._clock.monotonic_seconds() - started
                 await self._clock.sleep(self._pauses.after_attempt(lasted_seconds=lasted))
         finally:
@@ -344,6 +348,9 @@ class WalReceiver:
 
     def note_processed(self) -> None:
         self._pauses.forget()
+        if self.state.stalled is not None:
+            self._log.info("ingest goes on", last_record_lsn=str(self._timeline.last_record_lsn))
+            self._become(stalled=None)
 
     def now_micros(self) -> int:
         return round(self._clock.now().timestamp() * 1_000_000)

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from pageserver.errors import PreconditionFailedError, RequestError
-from pageserver.ids import TimelineId
+from pageserver.ids import TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.mgmt.models import LocationConfigBody
+from pageserver.observe import render_metrics
 from pageserver.remote import IndexPart, paths
 from pageserver.tenant import BranchRefusedError, DifferentParametersError, Tenant
-from pageserver.tenant.manager import GenerationDecreaseError, SlotBusyError, TenantNotFoundError
+from pageserver.tenant.location import LocationConfig
+from pageserver.tenant.manager import GenerationDecreaseError, SlotBusyError, TenantManager, TenantNotFoundError
 from pageserver.timeline import Timeline
 from pageserver.timeline.state import TimelineStatus
 from tests.unit.world import BRANCH, ROOT, START, TENANT, FakeWayIn, World, eventually, store_of
@@ -225,10 +227,37 @@ async def test_a_failed_flush_is_told_and_tried_again(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"):
         await timeline.freeze_and_flush()
     assert timeline.durable_lsn == START
+    assert timeline.detail().to_json()["ingest_stalled"] == "[Errno 28] No space left on device"
+    labels = f'{{tenant_id="{TENANT}",shard_id="0000",timeline_id="{ROOT}"}}'
+    metrics = render_metrics(world.manager, [], "").decode()
+    assert f"pageserver_ingest_stalled{labels} 1" in metrics
+    assert f"pageserver_flush_failures_total{labels} 1" in metrics
     store.fail_flush = None
     await timeline.freeze_and_flush()
     assert timeline.durable_lsn == START + 0x200
+    assert timeline.detail().to_json()["ingest_stalled"] is None
+    assert f"pageserver_ingest_stalled{labels} 0" in render_metrics(world.manager, [], "").decode()
     await world.stop()
+
+
+async def test_a_start_waits_for_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that ended would claim another generation at every restart."""
+    world = await World.start(tmp_path)
+    await follow_primary(await attach(world))
+    await world.stop()
+    failures = [OSError(28, "No space left on device")] * 2
+    whole = TenantManager._persist
+
+    async def persist(manager: TenantManager, shard: TenantShardId, location: LocationConfig) -> None:
+        if failures:
+            raise failures.pop()
+        await whole(manager, shard, location)
+
+    monkeypatch.setattr(TenantManager, "_persist", persist)
+    again = await World.start(tmp_path)
+    assert not failures
+    assert again.manager.get(TENANT).generation.number == 2
+    await again.stop()
 
 
 async def test_generations_do_not_go_back(tmp_path: Path) -> None:
