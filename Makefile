@@ -59,6 +59,17 @@ test: build postgres stores ## set up everything and pass all tests
 	@echo "== tests of everything (Python)"
 	@$(BIN)/python -m pytest
 
+SURVIVAL_SEEDS ?= 50
+.PHONY: survival
+survival: build postgres stores ## lose machines, split brains, failing stores, full disks: SURVIVAL_SEEDS=50 of each (hours)
+	@for suite in "lose-machine --seeds $(SURVIVAL_SEEDS) --store s3 --deep" \
+		"lose-machine --seeds 5 --store azure" "lose-machine --seeds 5 --store gcs" "lose-machine --seeds 5 --store local --deep" \
+		"split-brain --seeds $(SURVIVAL_SEEDS)" "split-brain-servers --seeds 5 --store s3" \
+		"faulty-store --trouble first-two --seeds 5 --store s3" "faulty-store --trouble one-in-ten --seeds 5 --store s3" \
+		"faulty-store --trouble proxy --seeds 5 --store s3" "faulty-store --trouble proxy --seeds 5 --store azure" \
+		"full-disk --seeds 5 --store local --deep"; do \
+		echo "== $$suite"; $(BIN)/python -m tests.survival $$suite || exit 1; done
+
 .PHONY: check
 check: build ## formatting, lint and types of Python, Rust and C; the stub of the compiled module
 	@echo "== ruff"; $(BIN)/ruff check . && $(BIN)/ruff format --check .

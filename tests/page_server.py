@@ -116,7 +116,7 @@ class PageServerProcess:
 
         Raises AssertionError with its message if it ends with another status than expected.
         """
-        return json.loads(_run("pagectl", "--url", self.url, "--json", *arguments, statuses=statuses))
+        return pagectl("--url", self.url, *arguments, statuses=statuses)
 
     def wait_for(self, condition: Callable[[], bool], timeout_seconds: float, what: str) -> None:
         """Wait until a condition holds. Raises AssertionError with the end of the log."""
@@ -135,6 +135,14 @@ class PageServerProcess:
         return False
 
 
+def pagectl(*arguments: str, statuses: Collection[int] = (0,)) -> Any:
+    """Run `pagectl --json` without a server of ours and return what it printed.
+
+    Raises AssertionError with its message if it ends with another status than expected.
+    """
+    return json.loads(_run("pagectl", "--json", *arguments, statuses=statuses))
+
+
 def _run(command: str, *arguments: str, statuses: Collection[int] = (0,)) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"pageserver.cli.{command}", *arguments],
@@ -144,7 +152,8 @@ def _run(command: str, *arguments: str, statuses: Collection[int] = (0,)) -> str
         timeout=600,
         check=False,
     )
-    assert done.returncode in statuses, f"{command} {' '.join(arguments)}: {done.stdout}{done.stderr}"
+    ended = f"{command} {' '.join(arguments)}: status {done.returncode}: {done.stdout}{done.stderr}"
+    assert done.returncode in statuses, ended
     return done.stdout
 
 

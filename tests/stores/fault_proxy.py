@@ -6,6 +6,7 @@ client wrote it, since signatures cover it.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import struct
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 _UPSTREAM_TIMEOUT_SECONDS = 60.0
+_SLOW_SECONDS = 0.5
 
 
 class Fault(Enum):
@@ -31,6 +33,7 @@ class Fault(Enum):
     CONFLICT_BEFORE = "S3's 409 of two conditional creates at once, and the store hears nothing"
     TRUNCATED = "half of the answer's body, then the end of the connection"
     FLIPPED = "one bit of the answer's body is another one"
+    SLOW = "the answer begins late, and its second half later still"
     HANGS = "no answer for as long as the client waits"
 
 
@@ -114,7 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
             case Fault.HANGS:
                 self.owner.closing.wait(_UPSTREAM_TIMEOUT_SECONDS)
             case _:
-                self._forward(body, fault)
+                # A client that has given up meanwhile hears nothing.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self._forward(body, fault)
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = do_any
 
@@ -137,6 +142,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {name: value for name, value in response.getheaders() if name.lower() not in _HOP_BY_HOP}
         if self.command == "HEAD":
             self._answer(response.status, headers, b"", declared=int(response.getheader("Content-Length") or 0))
+        elif fault is Fault.SLOW:
+            self._answer_slowly(response.status, headers, content)
         elif fault is Fault.TRUNCATED:
             self._answer(response.status, headers, content[: len(content) // 2], declared=len(content))
         elif fault is Fault.FLIPPED and content:
@@ -155,6 +162,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(content)
+
+    def _answer_slowly(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.owner.closing.wait(_SLOW_SECONDS)
+        half = len(content) // 2
+        self._answer(status, headers, content[:half], declared=len(content))
+        self.wfile.flush()
+        self.owner.closing.wait(_SLOW_SECONDS)
+        self.wfile.write(content[half:])
 
     def _reset(self) -> None:
         # Linger of zero seconds: closing sends RST instead of FIN.

@@ -87,10 +87,11 @@ class TortureError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PgbenchLoad:
-    """How much pgbench goes on beside the actors."""
+    """How much pgbench goes on beside the actors; as fast as it can, unless it has a rate."""
 
     scale: int = 10
     clients: int = 4
+    transactions_per_second: int | None = None
 
 
 @dataclass(slots=True)
@@ -159,6 +160,8 @@ class PgbenchProcess:
         self._folder = folder
         environment = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C"}
         arguments = ["-n", "-f", str(script), "-c", str(load.clients), "-j", "2", "-T", "86400", "-s", str(load.scale)]
+        if load.transactions_per_second is not None:
+            arguments += ["-R", str(load.transactions_per_second)]
         self._log = open(folder / "log", "wb")  # noqa: SIM115 - closed in `_forget`
         self._process = subprocess.Popen(
             [str(server.tool("pgbench")), *arguments, "--random-seed", str(seed), server.conninfo()],
@@ -292,6 +295,14 @@ class TortureLoad:
                     snapshot.close()
                 raise TortureError(f"something wrote while all writers were held: {before} became {after}")
         return Moment(lsn, prepared, self._summing.submit(_sum_up, snapshots))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep all writers at rest inside of the block. Raises: TortureError."""
+        with self._gate.held(_HOLD_TIMEOUT_SECONDS), self._hold_pgbench():
+            self.check()
+            yield
+            self.check()
 
     def stop(self) -> None:
         """End all writers between two steps and wait until their sessions are gone: one that ends drops its temporary

@@ -42,8 +42,8 @@ class SourceStatus:
 @dataclass(frozen=True, slots=True)
 class TimelineInfo:
     """One timeline, all fields of http-api.md 5.3 that this release can know. Ours come last: `flavour`,
-    `wal_source_error`, `ingest_stalled`, `wal_source_paused`, `read_only`, `import`. `flush_error` is why the last flush
-    failed.
+    `wal_source_error`, `ingest_stalled`, `wal_source_paused`, `read_only`, `import`. `flush_error` is why the last
+    flush failed.
     """
 
     tenant_id: TenantShardId
