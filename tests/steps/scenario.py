@@ -15,6 +15,7 @@ in between, and over an empty disk elsewhere.
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
@@ -88,6 +89,29 @@ async def record(scenario: Scenario, directory: Path) -> Recording:
         recorder.start()
         failpoints.reached.clear()
         await scenario.act(world, recorder.promises)
+        recorder.stop()
+        await world.kill()
+    disk.close()
+    return Recording(recorder.steps, recorder.calls, failpoints.reached)
+
+
+async def record_recovery(scenario: Scenario, step: Step, restart: Restart, directory: Path) -> Recording:
+    """Record what a server does by itself when it starts after a crash: that is interrupted as well."""
+    image = {Restart.KILLED: step.current, Restart.POWER: step.durable}[restart]
+    workdir, bucket = directory / "work", directory / "bucket"
+    image.write(workdir)
+    write_bucket(step.bucket, bucket)
+    disk = TrackedDisk(workdir, directory / "graveyard")
+    recorder = Recorder(disk, bucket, promises=copy.deepcopy(step.promises))
+    failpoints = SteppingFailpoints(recorder)
+    with recorder.patched_disk():
+        recorder.start()
+        world = await World.start(
+            workdir, bucket=bucket, storage=SteppingStore(bucket, recorder), failpoints=failpoints
+        )
+        for tenant in world.manager.attached():
+            await settle(tenant)
+        await world.resources.deletions.flush_execute()
         recorder.stop()
         await world.kill()
     disk.close()

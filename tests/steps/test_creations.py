@@ -16,6 +16,7 @@ from tests.unit.tenant.test_lifecycle import active, attach, follow_primary
 from tests.unit.world import BRANCH, ROOT, START, TENANT, World, store_of
 
 CREATION_POINTS = {"after-timeline-dir-creation", "timeline-creation-after-uninit", "before-upload-index"}
+INITDB_POINTS = {"before-initdb-upload"}
 POINT = Lsn(START + 0x188)
 
 
@@ -131,7 +132,7 @@ async def check_initdb_alone(world: World, promises: Promises, restart: Restart)
 async def test_with_initdb(tmp_path: Path, check: Check) -> None:
     scenario = Scenario(attach_only, create_with_initdb, check)
     recording = await record(scenario, tmp_path / "whole")
-    assert recording.failpoints >= {*CREATION_POINTS, "before-initdb-upload"}
+    assert recording.failpoints >= CREATION_POINTS | INITDB_POINTS
     assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 20
 
 
@@ -148,6 +149,10 @@ async def branch(world: World, promises: Promises) -> None:
     tenant = world.manager.get(TENANT)
     await tenant.create_branch(BRANCH, ROOT, POINT)
     promises["created"] = True
+    await tenant.names.give("work", BRANCH)
+    promises["name"] = "work"
+    await tenant.names.rename("work", "play")
+    promises["name"] = "play"
     timeline = tenant.get_timeline(BRANCH)
     store_of(timeline).ingest(START + 0x500)
     await timeline.freeze_and_flush()
@@ -161,6 +166,10 @@ async def check_branch(world: World, promises: Promises, restart: Restart) -> No
     if "created" in promises:
         assert BRANCH in tenant.timelines
     await tenant.create_branch(BRANCH, ROOT, POINT)
+    names = tenant.names.of(BRANCH)
+    assert names in ([], ["work"], ["play"])
+    assert "name" not in promises or names
+    assert promises.get("name") != "play" or names == ["play"]
     timeline = await active(tenant, BRANCH)
     assert timeline.ancestor_lsn == POINT
     assert timeline.last_record_lsn >= promises.get("durable", POINT)

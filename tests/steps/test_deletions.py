@@ -33,6 +33,7 @@ async def prepare(world: World) -> None:
     store_of(root).ingest(START + 0x200)
     await root.freeze_and_flush()
     await tenant.create_branch(BRANCH, ROOT, Lsn(START + 0x188))
+    await tenant.names.give("work", BRANCH)
     branch = tenant.get_timeline(BRANCH)
     for step in (0x300, 0x400):
         store_of(branch).ingest(START + step)
@@ -66,10 +67,12 @@ async def check_branch_is_gone(world: World, promises: Promises, restart: Restar
         assert BRANCH not in tenant.timelines
     if BRANCH in tenant.timelines:
         branch = await active(tenant, BRANCH)
+        assert tenant.names.get("work") == BRANCH
         assert branch.last_record_lsn == START + 0x400
         assert sorted(store_of(branch).named) == sorted(branch.remote.index.layers)
         await tenant.delete_timeline(BRANCH)
         await gone(world)
+    assert tenant.names.all() == {}
     for prefix in (paths.timeline_prefix(TENANT, BRANCH), f"{paths.sources_prefix(TENANT)}{BRANCH}/"):
         assert [item.key async for item in LocalStore(world.storage.root).list_objects(prefix)] == []
 

@@ -20,6 +20,7 @@ from pageserver.lsn import Lsn
 from tests.conftest import MakeServer
 from tests.integration.test_on_demand_download import get_page, layer_files
 from tests.page_server import PageServerProcess
+from tests.postgres.provision import Installation
 from tests.postgres.server import PostgresServer
 
 FLUSH_POINTS = (
@@ -29,6 +30,7 @@ FLUSH_POINTS = (
     "before-upload-layer",
     "before-upload-index",
 )
+INITDB_POINTS = ("before-initdb-upload", "before-checkpoint-new-timeline")
 DELETION_POINTS = (
     "timeline-delete-before-index-deleted-at",
     "timeline-delete-before-schedule",
@@ -62,13 +64,20 @@ class Doomed:
 
 
 @pytest.mark.slow
-def test_a_server_that_ends_at_failpoints_goes_on(make_server: MakeServer, server_dir: Path) -> None:
+def test_a_server_that_ends_at_failpoints_goes_on(
+    make_server: MakeServer, postgres_installation: Callable[[int], Installation], server_dir: Path
+) -> None:
     """Goal: after each end the work is done by itself, or by repeating the request; nothing is lost or damaged.
 
-    Method: flush, branch, configure, evict and download, offload, delete; end at each failpoint; compare pages; scrub.
+    Method: flush, run initdb, branch, configure, evict, download, offload, delete; end at each failpoint; compare
+    pages; scrub.
     """
     bucket = f"{{local_path='{server_dir / 'bucket'}'}}"
-    settings = {"remote_storage": bucket, "testing_apis": "true"}
+    settings = {
+        "remote_storage": bucket,
+        "testing_apis": "true",
+        "pg_installations": f"{{16='{postgres_installation(16).bin.parent}'}}",
+    }
     primary = make_server(16, "primary", settings={"autovacuum": "off"})
     primary.sql("CREATE TABLE t AS SELECT i, repeat('x', 100) AS filler FROM generate_series(1, 2000) i")
     with PageServerProcess(server_dir / "one", settings=settings) as server:
@@ -90,6 +99,14 @@ def test_a_server_that_ends_at_failpoints_goes_on(make_server: MakeServer, serve
             wait_until_uploaded(server, path + root, written[0])
         tip = written[0]
         page = get_page(server, path + root, key, str(tip))
+
+        made = {"new_timeline_id": "33" * 16, "pg_version": 16}
+        for failpoint in INITDB_POINTS:
+            doomed.ends_at(failpoint, lambda: server.api("POST", path, made))
+            server.wait_for(lambda: is_active(server, path + root), 30, "the root")
+            assert doomed.ask("GET", path + "33" * 16).status_code == 404
+        server.api("POST", path, made)
+        assert is_active(server, path + "33" * 16)
 
         branch = "22" * 16
         body = {"new_timeline_id": branch, "ancestor_timeline_id": root, "ancestor_start_lsn": str(tip)}

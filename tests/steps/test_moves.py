@@ -7,12 +7,26 @@ from pathlib import Path
 
 import pytest
 
-from pageserver.remote import paths
+from pageserver.remote import LocalStore, paths
 from pageserver.tenant.manager import LocationRequest, TenantNotFoundError
-from tests.steps.scenario import Promises, Restart, Scenario, crash_everywhere, record, settle
+from tests.steps.disk import TrackedDisk, mixed
+from tests.steps.recorder import Recorder, SteppingStore, write_bucket
+from tests.steps.scenario import Promises, Restart, Scenario, check_files, crash_everywhere, record, scrub, settle
 from tests.steps.test_deletions import prepare
+from tests.unit.recording_store import check_bucket
+from tests.unit.tenant.test_adopt_local_store import adopt, alone
 from tests.unit.tenant.test_lifecycle import active, attach
 from tests.unit.world import BRANCH, ROOT, START, TENANT, World, store_of
+
+MANIFEST_POINTS = {"before-upload-manifest", "before-upload-manifest-pausable"}
+ATTACH_POINTS = {
+    "tenant-config-before-write",
+    "before-attaching-tenant",
+    "storage-sync-list-remote-timelines",
+    "attach-before-activate-sleep",
+    "attach-before-activate",
+}
+DOWNLOAD_POINTS = {"before-downloading-layer-stream-pausable", "remote-storage-download-pre-rename"}
 
 # Offloaded, and back
 
@@ -53,7 +67,7 @@ def _between(promises: Promises) -> set[str]:
 async def test_offloading_and_coming_back(tmp_path: Path) -> None:
     scenario = Scenario(prepare, offload_and_return, check_branch_can_return)
     recording = await record(scenario, tmp_path / "whole")
-    assert recording.failpoints >= {"before-upload-manifest", "before-upload-manifest-pausable", "before-upload-index"}
+    assert recording.failpoints >= MANIFEST_POINTS
     assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 20
 
 
@@ -85,13 +99,7 @@ async def check_attached(world: World, promises: Promises, restart: Restart) -> 
 async def test_attaching(tmp_path: Path) -> None:
     scenario = Scenario(nothing, attach_first, check_attached, is_reattached=False)
     recording = await record(scenario, tmp_path / "whole")
-    assert recording.failpoints >= {
-        "tenant-config-before-write",
-        "before-attaching-tenant",
-        "storage-sync-list-remote-timelines",
-        "attach-before-activate-sleep",
-        "attach-before-activate",
-    }
+    assert recording.failpoints >= ATTACH_POINTS
     assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 10
 
 
@@ -149,5 +157,39 @@ async def test_downloading(tmp_path: Path) -> None:
     """What lies under a layer's name is the layer: complete, or not there."""
     scenario = Scenario(evict, download, check_downloads)
     recording = await record(scenario, tmp_path / "whole")
-    assert recording.failpoints >= {"before-downloading-layer-stream-pausable", "remote-storage-download-pre-rename"}
+    assert recording.failpoints >= DOWNLOAD_POINTS
     assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 6
+
+
+# Remote storage is switched on
+
+
+async def test_switching_remote_storage_on(tmp_path: Path) -> None:
+    """Whatever is lost while everything moves, the next start moves it again, or finds all of it in the bucket."""
+    workdir, bucket = tmp_path / "work", tmp_path / "bucket"
+    await alone(workdir)
+    disk = TrackedDisk(workdir, tmp_path / "graveyard")
+    recorder = Recorder(disk, bucket)
+    with recorder.patched_disk():
+        recorder.start()
+        await adopt(workdir, SteppingStore(bucket, recorder))
+        recorder.stop()
+    disk.close()
+    assert any(call.startswith("rename local-storage") for call in recorder.calls)
+    assert len(recorder.steps) >= 10
+    for number, step in enumerate(recorder.steps):
+        for variant, image in enumerate((step.current, step.durable, mixed(step.durable, step.current, str(number)))):
+            here = tmp_path / f"{number}-{variant}"
+            image.write(here / "work")
+            write_bucket(step.bucket, here / "bucket")
+            assert len(await check_bucket(LocalStore(here / "bucket"), TENANT)) <= 3
+            if (here / "work" / "local-storage" / "tenants").is_dir():
+                await adopt(here / "work", LocalStore(here / "bucket"))
+            assert await check_bucket(LocalStore(here / "bucket"), TENANT) == set()
+            world = await World.start(here / "work", bucket=here / "bucket")
+            tenant = world.manager.get(TENANT)
+            for timeline_id in (ROOT, BRANCH):
+                assert (await active(tenant, timeline_id)).last_record_lsn == START + 0x300, step.what
+            await check_files(world, tenant)
+            await world.stop()
+            await scrub(here / "bucket")
