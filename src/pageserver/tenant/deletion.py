@@ -8,18 +8,31 @@
 
 Deleting objects of a timeline is not validated like single layers are, since its end is ordered and repeated. Only
 where generations come from the bucket, a server must still hold the newest one *after* its mark is uploaded: whoever
-claims a higher one later reads the mark, and whoever claimed it before keeps the timeline.
+claims a higher one later reads the mark, and whoever claimed it before keeps the timeline. To keep it also across its
+next attach, before it has written an index of its own, it needs the mark to be taken back; who crashes before that
+leaves a mark that the next attach ignores if the timeline has got branches meanwhile (`loading`), and follows if not.
+
+A tenant goes the same way: without its indices it has no timelines. They go first, then the generation is asked for
+again, and only then the rest goes; if somebody has taken over in between, the indices are put back.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
 from pageserver.errors import CorruptDataError, NotFoundError, PageServerError, StoppedError
 from pageserver.ids import Generation, TenantShardId, TimelineId
-from pageserver.remote import IndexPart, ObjectNotFoundError, ObjectStorage, find_generationed, paths
+from pageserver.remote import (
+    IndexPart,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectStorage,
+    find_generationed,
+    paths,
+)
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.generations import HIGHEST_GENERATION, generation_of_key
 from pageserver.remote.index_changes import naive_time
@@ -70,7 +83,12 @@ async def mark_deleted(
                 raise
             resources.log.info("marking a timeline as deleted failed, will retry", error=str(error))
             await resources.clock.sleep(pause_seconds(attempt - 1))
-    await check_may_delete(resources, shard, generation)
+    try:
+        await check_may_delete(resources, shard, generation)
+    except StaleDeletionError:
+        if is_marked:
+            await _take_mark_back(resources, shard, timeline_id, generation, now)
+        raise
     if not is_marked:
         # What would begin again at the next start is the import that the document describes.
         await delete_source_documents(resources.storage, shard, timeline_id, not_above=_limit(resources, generation))
@@ -132,12 +150,15 @@ async def delete_timeline_objects(
     await resources.failpoints.fail("timeline-delete-after-index-delete", text="failpoint: {}")
 
 
-async def delete_tenant_objects(storage: ObjectStorage, shard: TenantShardId) -> None:
+async def delete_tenant_objects(
+    storage: ObjectStorage, shard: TenantShardId, *, check: Callable[[], Awaitable[None]]
+) -> None:
     """Delete everything that a tenant shard has in the store, but for the claims. What a crash in between leaves is
     not half of a timeline: the indices go first, of each timeline the newest one last and of a branch before its
     ancestor's, and without an index the rest is garbage. Repeat until it succeeds.
 
-    Of an unsharded id all shards go with it (remote-storage.md 14). Raises what the store raises.
+    `check` raises StaleDeletionError if somebody has taken over; then the indices are put back. Of an unsharded id all
+    shards go with it (remote-storage.md 14). Raises what the store raises.
     """
     prefixes = [f"tenants/{shard}", f"sources/{shard}"]
     if shard.is_unsharded():
@@ -148,28 +169,48 @@ async def delete_tenant_objects(storage: ObjectStorage, shard: TenantShardId) ->
         newest[key.rpartition("/")[0]] = key
     last = set(newest.values())
     indices = [key for key in keys if f"/{paths.INDEX_NAME}" in key]
+    contents = await _read_present(storage, newest.values())
     await storage.delete([key for key in indices if key not in last])
-    for group in await _descendants_first(storage, newest):
+    groups = _descendants_first(newest, contents)
+    for group in groups:
         await storage.delete(group)
+    try:
+        await check()
+    except StaleDeletionError:
+        for key in (key for group in reversed(groups) for key in group if key in contents):
+            with contextlib.suppress(ObjectExistsError):
+                await storage.put_if_absent(key, contents[key])
+        raise
     await storage.delete(sorted(set(keys) - set(indices)))
 
 
-async def _descendants_first(storage: ObjectStorage, newest: Mapping[str, str]) -> list[list[str]]:
+async def _read_present(storage: ObjectStorage, keys: Iterable[str]) -> dict[str, bytes]:
+    """Read objects, several at once; those that are gone are left out."""
+    permits = asyncio.Semaphore(_READS_MAX)
+    found: dict[str, bytes] = {}
+
+    async def read(key: str) -> None:
+        async with permits:
+            with contextlib.suppress(NotFoundError):
+                found[key] = await storage.get(key)
+
+    await asyncio.gather(*(read(key) for key in keys))
+    return found
+
+
+def _descendants_first(newest: Mapping[str, str], contents: Mapping[str, bytes]) -> list[list[str]]:
     """Return the keys of indices, given by their timelines' prefixes, in groups: no timeline's ancestor is in the same
     group or in one before it. An index that cannot be read counts as a root's.
     """
-    permits = asyncio.Semaphore(_READS_MAX)
 
-    async def ancestor_of(prefix: str, key: str) -> str | None:
-        async with permits:
-            try:
-                ancestor = IndexPart.decode(await storage.get(key)).metadata.ancestor_timeline
-            except (CorruptDataError, NotFoundError):
-                return None
+    def ancestor_of(prefix: str, key: str) -> str | None:
+        try:
+            ancestor = IndexPart.decode(contents[key]).metadata.ancestor_timeline
+        except (CorruptDataError, KeyError):
+            return None
         return None if ancestor is None else f"{prefix.rpartition('/')[0]}/{ancestor}"
 
-    found = await asyncio.gather(*(ancestor_of(prefix, key) for prefix, key in newest.items()))
-    ancestors = dict(zip(newest, found, strict=True))
+    ancestors = {prefix: ancestor_of(prefix, key) for prefix, key in newest.items()}
     groups: list[list[str]] = []
     waiting = set(newest)
     while waiting:
@@ -191,6 +232,23 @@ async def _flush(deletions: DeletionQueue, resources: TenantResources) -> None:
 def _limit(resources: TenantResources, generation: Generation) -> Generation:
     """Return the highest generation of objects that may be deleted with a timeline."""
     return generation if resources.generations.fences_deletions else HIGHEST_GENERATION
+
+
+async def _take_mark_back(
+    resources: TenantResources, shard: TenantShardId, timeline_id: TimelineId, generation: Generation, now: str
+) -> None:
+    """Say in our generation's index again that the timeline exists; a mark that is older than `now` stays."""
+    key = paths.index_key(shard, timeline_id, generation)
+    try:
+        index = IndexPart.decode(await resources.storage.get(key))
+        if index.deleted_at == now:
+            await resources.storage.put(key, replace(index, deleted_at=None).encode())
+    except PageServerError as error:
+        resources.log.error(
+            "a timeline stays marked as deleted in a generation that is not the newest",
+            timeline=str(timeline_id),
+            error=str(error),
+        )
 
 
 async def _mark_stored_index(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,6 +41,7 @@ class LoadOutcome:
 @dataclass(slots=True)
 class _Found:
     indices: dict[TimelineId, IndexPart] = field(default_factory=dict)
+    marked: dict[TimelineId, IndexPart] = field(default_factory=dict)
     documents: dict[TimelineId, SourceDocument] = field(default_factory=dict)
 
 
@@ -58,6 +59,7 @@ async def load_timelines(
     manifest = await insist(keeper.read, resources)
     outcome = LoadOutcome(offloaded=[] if manifest is None else list(manifest.offloaded_timelines))
     found = await _read_documents(resources, shard, generation, outcome)
+    _keep_ancestors(found, outcome, resources)
     loaded: dict[TimelineId, Timeline] = {}
     for timeline_id in ancestors_first(found.indices, outcome.broken):
         index = found.indices[timeline_id]
@@ -80,6 +82,26 @@ async def load_timelines(
     await asyncio.to_thread(_purge, paths.timelines_directory(resources.workdir, shard), keep, resources)
     await opener.keep_only(keep)
     return outcome
+
+
+def _keep_ancestors(found: _Found, outcome: LoadOutcome, resources: TenantResources) -> None:
+    """Ignore the mark of a deletion on a timeline that has branches: a server that had been overtaken set it, without
+    knowing of them, and crashed before it took it back (`deletion`). The next index says so too.
+    """
+    while doomed := {
+        ancestor
+        for ancestor in (
+            *(index.metadata.ancestor_timeline for index in found.indices.values()),
+            *(record.ancestor_timeline_id for record in outcome.offloaded),
+        )
+        if ancestor is not None and ancestor in found.marked
+    }:
+        for timeline_id in doomed:
+            resources.log.error(
+                "a timeline is marked as deleted, but has branches: it is kept", timeline=str(timeline_id)
+            )
+            found.indices[timeline_id] = replace(found.marked.pop(timeline_id), deleted_at=None)
+            outcome.deleted.remove(timeline_id)
 
 
 def ancestors_first(indices: dict[TimelineId, IndexPart], broken: dict[TimelineId, str]) -> list[TimelineId]:
@@ -131,6 +153,7 @@ async def _read_documents(
         index = IndexPart.decode(content)
         if index.deleted_at is not None:
             outcome.deleted.append(timeline_id)
+            found.marked[timeline_id] = index
             outcome.importing.pop(timeline_id, None)
         elif timeline_id not in outcome.importing and timeline_id not in outcome.broken:
             found.indices[timeline_id] = index

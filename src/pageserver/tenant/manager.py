@@ -299,14 +299,21 @@ class TenantManager:
             self._hurry_deletions()
 
     async def delete(self, shard: TenantShardId) -> None:
-        """Delete a shard for good: local files, then all objects below its prefix. Absent is fine; claims stay."""
+        """Delete a shard for good: local files, then all objects below its prefix. Absent is fine; claims stay. Raises
+        StaleDeletionError, what the store raises.
+        """
         self._check_changeable()
-        async with self._changing(shard) as old:
+
+        async def check() -> None:
             if isinstance(old, Tenant):
                 await check_may_delete(self._resources, shard, old.generation)
+
+        async with self._changing(shard) as old:
+            await check()
+            if isinstance(old, Tenant):
                 await old.shut_down(flush=False)
             await asyncio.to_thread(self._purge_directory, shard)
-            await delete_tenant_objects(self._resources.storage, shard)
+            await delete_tenant_objects(self._resources.storage, shard, check=check)
             self._slots.pop(shard, None)
 
     async def scan_remote_storage(self, tenant_id: TenantId) -> list[StoredShard]:

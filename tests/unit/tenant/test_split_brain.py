@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pageserver.errors import StoppedError
 from pageserver.ids import TimelineId
-from pageserver.remote import LocalStore
+from pageserver.remote import IndexPart, LocalStore, paths
 from pageserver.tenant import Tenant
 from pageserver.timeline import Timeline
 from tests.unit.recording_store import check_bucket, newest_indices
@@ -89,6 +90,94 @@ async def test_a_stale_server_deletes_no_timeline(tmp_path: Path) -> None:
     await eventually(lambda: is_gone(new.tenant, BRANCH))
     await old.world.stop()
     await new.world.stop()
+
+
+class TakenOverStore(LocalStore):
+    """Somebody claims the next generation right before a chosen write."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.before: Callable[[str, bytes], bool] = lambda key, content: False
+
+    async def put(self, key: str, content: bytes) -> None:
+        await self._claim_before(key, content)
+        await super().put(key, content)
+
+    async def delete(self, keys: Iterable[str]) -> None:
+        keys = list(keys)
+        for key in keys:
+            await self._claim_before(key, b"")
+        await super().delete(keys)
+
+    async def _claim_before(self, key: str, content: bytes) -> None:
+        if self.before(key, content):
+            self.before = lambda key, content: False
+            await super().put_if_absent(f"generations/{TENANT}/00000002.json", b"{}")
+
+
+async def test_a_deletion_that_meets_a_newer_claim_takes_its_mark_back(tmp_path: Path) -> None:
+    """Goal: who claimed between the first question and the mark keeps the timeline, also if it writes no index of its
+    own before the next attach.
+    """
+    old, store = await start_taken_over(tmp_path)
+    await old.tenant.create_branch(BRANCH, ROOT, None)
+    store.before = lambda key, content: b'"deleted_at":"' in content
+    with pytest.raises(StoppedError, match="attached elsewhere in a newer generation"):
+        await old.tenant.delete_timeline(BRANCH)
+    assert (await newest_indices(LocalStore(tmp_path / "bucket"), TENANT))[BRANCH].deleted_at is None
+    third = await start(tmp_path / "third", tmp_path / "bucket")
+    assert third.tenant.generation.number == 3
+    await active(third.tenant, BRANCH)
+    await third.world.stop()
+    await old.world.stop()
+
+
+async def test_the_deletion_of_a_tenant_that_meets_a_newer_claim_puts_its_indices_back(tmp_path: Path) -> None:
+    old, store = await start_taken_over(tmp_path)
+    await old.tenant.create_branch(BRANCH, ROOT, None)
+    before = await newest_indices(LocalStore(tmp_path / "bucket"), TENANT)
+    store.before = lambda key, content: "index_part.json" in key
+    with pytest.raises(StoppedError, match="attached elsewhere in a newer generation"):
+        await old.world.manager.delete(TENANT)
+    assert await newest_indices(LocalStore(tmp_path / "bucket"), TENANT) == before
+    assert before.keys() == {ROOT, BRANCH}
+    await check_bucket(LocalStore(tmp_path / "bucket"), TENANT)
+    third = await start(tmp_path / "third", tmp_path / "bucket")
+    await active(third.tenant, BRANCH)
+    await third.world.stop()
+    await old.world.stop()
+
+
+async def test_a_mark_on_a_timeline_with_branches_is_ignored(tmp_path: Path) -> None:
+    """A stale server marked it and crashed; the newer one, which had read it before, had made a branch meanwhile."""
+    bucket = tmp_path / "bucket"
+    old = await start(tmp_path / "old", bucket, import_first=True)
+    await old.ingest()
+    new = await start(tmp_path / "new", bucket)
+    await new.tenant.create_branch(BRANCH, ROOT, None)
+    await new.world.stop()
+    key = paths.index_key(TENANT, ROOT, old.tenant.generation)
+    index = IndexPart.decode(await LocalStore(bucket).get(key))
+    await LocalStore(bucket).put(key, replace(index, deleted_at="2026-01-01T00:00:00").encode())
+    third = await start(tmp_path / "third", bucket)
+    await active(third.tenant, BRANCH)
+    await third.ingest()
+    assert (await newest_indices(LocalStore(bucket), TENANT))[ROOT].deleted_at is None
+    await check_bucket(LocalStore(bucket), TENANT)
+    await third.world.stop()
+    await old.world.stop()
+
+
+async def start_taken_over(tmp_path: Path) -> tuple[Server, TakenOverStore]:
+    make(tmp_path / "old")
+    store = TakenOverStore(tmp_path / "bucket")
+    world = await World.start(tmp_path / "old", bucket=tmp_path / "bucket", storage=store)
+    tenant = await attach(world)
+    timeline = await follow_primary(tenant)
+    await acknowledged(timeline, START)
+    server = Server(world, tenant, timeline)
+    await server.ingest()
+    return server, store
 
 
 async def test_a_stale_server_takes_the_tenant_back_only_when_told(tmp_path: Path) -> None:
