@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +28,7 @@ from urllib.parse import urlsplit
 from pageserver.lsn import Lsn
 from tests.stores.fault_proxy import Fault, FaultProxy, ProxiedRequest
 from tests.survival.bucket import Bucket, open_bucket, scrub_clean
-from tests.survival.follower import WAIT_SECONDS, Follower, FollowerPlan, Say
-from tests.torture.workload import Moment
+from tests.survival.follower import Follower, FollowerPlan, Say
 
 TROUBLES: Final = ("first-two", "one-in-ten", "proxy")
 _SIMULATED: Final = {
@@ -114,7 +112,7 @@ def _run_one(
             _load_and_kills(follower, seconds)
             last = follower.hold()
             with follower.load.paused():
-                _wait_until_acknowledged(follower, last)
+                follower.wait_until_acknowledged(Lsn.parse(last.lsn))
                 chosen = follower.rng.choice(follower.moments)
                 follower.check_restored(Lsn.parse(chosen.lsn), chosen)
             follower.end()
@@ -168,10 +166,3 @@ def _load_and_kills(follower: Follower, seconds: float) -> None:
                 found = follower.attach_new_machine()
                 assert Lsn.parse(found["disk_consistent_lsn"]) >= acknowledged
                 follower.say(f"machine lost at {acknowledged}, another one attached")
-
-
-def _wait_until_acknowledged(follower: Follower, moment: Moment) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while follower.acknowledgements.highest() < Lsn.parse(moment.lsn):
-        time.sleep(0.2)
-        assert time.monotonic() < deadline, f"{moment.lsn} was not acknowledged\n{follower.machine.log_end()}"

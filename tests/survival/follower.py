@@ -51,7 +51,7 @@ class FollowerPlan:
 
     major: int = 16
     seed: int = 1
-    checkpoint_distance: int = 512 << 10
+    checkpoint_distance: int = 1 << 20
     pause_seconds: float = 0.3
     transactions_per_second: int = 50
     remote_storage: str | None = None
@@ -239,6 +239,10 @@ class Follower:
             assert time.monotonic() < deadline, (
                 f"no {count} acknowledgements, {self.acknowledgements.count}: {self.detail()}\n{self.machine.log_end()}"
             )
+
+    def wait_until_acknowledged(self, lsn: Lsn) -> None:
+        """Wait until the primary was told that everything up to a position is durable."""
+        self.wait_for(lambda: self.acknowledgements.highest() >= lsn, f"acknowledgement of {lsn}")
 
     # Restoring.
 

@@ -57,8 +57,9 @@ def run(
 def _repeat(follower: Follower, figures: dict[str, Any]) -> None:
     rng, began = follower.rng, follower.acknowledgements.count
     follower.wait_for_acknowledgements(began + rng.randint(1, ACKNOWLEDGEMENTS_MIN - 3))
-    follower.hold()
+    moment = follower.hold()
     follower.wait_for_acknowledgements(began + ACKNOWLEDGEMENTS_MIN)
+    follower.wait_until_acknowledged(Lsn.parse(moment.lsn))
     follower.load.run_for(rng.uniform(0.0, _LATER_SECONDS_MAX))
     acknowledgements = follower.acknowledgements.count - began
     acknowledged = follower.lose_machine()

@@ -471,7 +471,13 @@ def _sum_up(snapshots: list[_Snapshot]) -> TableSums:
 
 
 def databases(server: PostgresServer) -> list[str]:
-    rows = server.sql("SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname")
+    """Return all that hold data of ours. One whose DROP was not finished is invalid (datconnlimit -2, as a moment in
+    the middle of the DROP has it), and takes no connections.
+    """
+    rows = server.sql(
+        "SELECT datname FROM pg_database"
+        " WHERE datallowconn AND NOT datistemplate AND datconnlimit <> -2 ORDER BY datname"
+    )
     return [str(name) for (name,) in rows]
 
 
