@@ -73,6 +73,7 @@ class DeletionQueue:
         self._validator = Validator(self._shared, self._deleter)
         self._writer = ListWriter(self._shared, self._validator)
         self._tasks: list[asyncio.Task[None]] = []
+        self._pushed: set[tuple[TenantShardId, TimelineId, Generation]] = set()
 
     @property
     def counters(self) -> DeletionCounters:
@@ -111,7 +112,12 @@ class DeletionQueue:
         pushed = tuple(names)
         if pushed:
             self._shared.counters.submitted += len(pushed)
+            self._pushed.add((shard, timeline_id, generation))
             self._writer.inbox.put_nowait(PushLayers(shard, timeline_id, generation, pushed))
+
+    def has_pushed(self, shard: TenantShardId, timeline_id: TimelineId, generation: Generation) -> bool:
+        """Return whether layers of this timeline were pushed in this generation, also if they are gone by now."""
+        return (shard, timeline_id, generation) in self._pushed
 
     def push_lsn(
         self, shard: TenantShardId, timeline_id: TimelineId, generation: Generation, lsn: Lsn, slot: VisibleLsn

@@ -127,6 +127,8 @@ class RemoteTimeline:
         self._is_archival_unsettled = False
         self._blocked: list[LayerFile] = []
         self._recently_deleted: set[tuple[str, Generation]] = set()
+        # Another object was this timeline, or one of its id, before: what it had deleted is not known by name here.
+        self._follows_deletions = context.deletions.has_pushed(context.shard, timeline_id, context.generation)
         self.index = index
         """What shall be true: the next scheduled index says it."""
         self.visible = VisibleLsn(index.disk_consistent_lsn if loaded else INVALID_LSN)
@@ -427,11 +429,11 @@ class RemoteTimeline:
 
     async def _let_deletion_pass(self, file: LayerFile) -> None:
         """Before the same key is written again in the same generation, its deletion must have happened (9.5)."""
-        if (file.name, file.entry.generation) not in self._recently_deleted:
-            return
+        key = (file.name, file.entry.generation)
         if any(file.is_same(blocked) for blocked in self._blocked):
             self._blocked = [blocked for blocked in self._blocked if not file.is_same(blocked)]
-            self._recently_deleted.discard((file.name, file.entry.generation))
+            self._recently_deleted.discard(key)
+        if key not in self._recently_deleted and not self._follows_deletions:
             return
         self._log.info(f"waiting for deletion queue flush to complete before uploading layer {file.name}")
         passed = set(self._recently_deleted)
@@ -440,6 +442,7 @@ class RemoteTimeline:
         if self._queue.cancelled.is_set():
             raise QueueStoppedError("queue is shutting down")
         self._recently_deleted -= passed
+        self._follows_deletions = False
 
     async def _pause(self, failpoint: str) -> None:
         """Wait at a failpoint of the queue. Raises QueueStoppedError."""

@@ -43,7 +43,7 @@ from pageserver.timeline import Timeline
 
 _MARK_ATTEMPTS = 3
 _READS_MAX = 32
-_FLUSH_SECONDS_MAX = 10.0
+_FLUSH_TELL_SECONDS = 10.0
 
 
 class StaleDeletionError(StoppedError):
@@ -222,11 +222,17 @@ def _descendants_first(newest: Mapping[str, str], contents: Mapping[str, bytes])
 
 
 async def _flush(deletions: DeletionQueue, resources: TenantResources) -> None:
-    try:
-        async with asyncio.timeout(_FLUSH_SECONDS_MAX):
-            await deletions.flush_immediate()
-    except TimeoutError:
-        resources.log.warning("Timed out waiting for deletion queue flush, acking deletion anyway")
+    """Wait until everything is deleted, however long that takes, unlike Neon (remote-storage.md 11.5: at most 10 s).
+    An older index must not outlive the newest one, which says that the timeline is deleted; and once the id is free
+    again, a deletion that comes late would hit the next timeline of that id.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(_FLUSH_TELL_SECONDS):
+                await deletions.flush_immediate()
+            return
+        except TimeoutError:
+            resources.log.warning("Timed out waiting for deletion queue flush, waiting on")
 
 
 def _limit(resources: TenantResources, generation: Generation) -> Generation:
