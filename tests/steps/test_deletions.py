@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pageserver.lsn import Lsn
 from pageserver.remote import LocalStore, paths
 from pageserver.tenant.manager import TenantNotFoundError
@@ -100,12 +102,10 @@ async def delete_tenant(world: World, promises: Promises) -> None:
 
 async def check_tenant_is_gone(world: World, promises: Promises, restart: Restart) -> None:
     """A request that was not answered is repeated until it succeeds; nobody who attaches in between sees half of it."""
-    if "gone" in promises or restart is Restart.ELSEWHERE:
-        for timeline_id in (ROOT, BRANCH):
-            assert "gone" not in promises or not paths.timeline_directory(world.workdir, TENANT, timeline_id).exists()
-    if "gone" not in promises and restart is Restart.ELSEWHERE:
-        tenant = await attach(world)
-        await settle(tenant)
+    if "gone" in promises:
+        assert not paths.tenant_directory(world.workdir, TENANT).exists()
+    elif restart is Restart.ELSEWHERE or not world.resources.stores_layers:
+        await settle(await attach(world))
     await world.manager.delete(TENANT)
     try:
         world.manager.get(TENANT)
@@ -116,7 +116,15 @@ async def check_tenant_is_gone(world: World, promises: Promises, restart: Restar
     assert not paths.tenant_directory(world.workdir, TENANT).exists()
 
 
-async def test_of_a_tenant(tmp_path: Path) -> None:
-    scenario = Scenario(prepare, delete_tenant, check_tenant_is_gone, leaks_max=10, is_reattached=False)
+@pytest.mark.parametrize("stores_layers", [True, False])
+async def test_of_a_tenant(tmp_path: Path, stores_layers: bool) -> None:
+    scenario = Scenario(
+        prepare,
+        delete_tenant,
+        check_tenant_is_gone,
+        leaks_max=10,
+        stores_layers=stores_layers,
+        is_reattached=False,
+    )
     recording = await record(scenario, tmp_path / "whole")
     assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 10

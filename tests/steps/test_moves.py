@@ -96,8 +96,9 @@ async def check_attached(world: World, promises: Promises, restart: Restart) -> 
         assert world.manager.get(TENANT).settings().gc_horizon == 42
 
 
-async def test_attaching(tmp_path: Path) -> None:
-    scenario = Scenario(nothing, attach_first, check_attached, is_reattached=False)
+@pytest.mark.parametrize("stores_layers", [True, False])
+async def test_attaching(tmp_path: Path, stores_layers: bool) -> None:
+    scenario = Scenario(nothing, attach_first, check_attached, stores_layers=stores_layers, is_reattached=False)
     recording = await record(scenario, tmp_path / "whole")
     assert recording.failpoints >= ATTACH_POINTS
     assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 10
