@@ -314,7 +314,7 @@ class TenantManager:
                 await old.shut_down(flush=False)
             if not self._resources.stores_layers:
                 # Layers are only on this disk: they stay until no index names them.
-                await delete_tenant_objects(self._resources.storage, shard)
+                await delete_tenant_objects(self._resources.storage, shard, check=check)
             await asyncio.to_thread(self._purge_directory, shard)
             await delete_tenant_objects(self._resources.storage, shard, check=check)
             self._slots.pop(shard, None)
