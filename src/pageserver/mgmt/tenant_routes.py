@@ -21,7 +21,7 @@ from pageserver.mgmt.errors import ApiError, bad_request
 from pageserver.mgmt.models import LocationConfigBody, WaitTimeout
 from pageserver.mgmt.process_routes import tenant_info
 from pageserver.mgmt.requests import json_body, model_body, parse_count, query_flag, query_param, tenant_shard_id
-from pageserver.tenant import Attached, Tenant
+from pageserver.tenant import Attached, AttachMode, Tenant
 from pageserver.timeline import Timeline
 
 router = APIRouter()
@@ -80,6 +80,8 @@ async def put_location_config(request: Request) -> Response:
     )
     if body.mode == "Detached":
         return JSONResponse(None)
+    if flush_ms is not None:
+        await _upload_heatmap_if_possible(context, shard)
     is_attached = body.mode != "Secondary"
     return JSONResponse(
         {
@@ -92,7 +94,16 @@ async def put_location_config(request: Request) -> Response:
 @router.post("/v1/tenant/{tenant_shard_id}/heatmap_upload")
 async def upload_heatmap(request: Request) -> Response:
     manager = context_of(request).manager
-    await manager.heatmaps.upload(manager.get(tenant_shard_id(request)), only_if_changed=False)
+    tenant = manager.get(tenant_shard_id(request))
+    await tenant.own(manager.heatmaps.upload(tenant, only_if_changed=False), name=f"heatmap of {tenant.shard}")
+    return JSONResponse(None)
+
+
+@router.post("/v1/tenant/{tenant_shard_id}/reset")
+async def reset_tenant(request: Request) -> Response:
+    """Attach anew in the same generation; with `drop_cache` without the local files."""
+    drop_cache = query_flag(request, "drop_cache", default=False)
+    await context_of(request).manager.reset(tenant_shard_id(request), drop_cache=drop_cache)
     return JSONResponse(None)
 
 
@@ -170,6 +181,20 @@ async def wait_lsn(request: Request) -> Response:
         if isinstance(result, BaseException) and not isinstance(result, PageServerError):
             raise result
     return JSONResponse(None, 200 if all(result is None for result in results) else 202)
+
+
+async def _upload_heatmap_if_possible(context: ApiContext, shard: TenantShardId) -> None:
+    """Whoever hands a location over with `flush_ms` wants a fresh heatmap; without one it works as well
+    (tenants.md 4.2). A stale location has none to offer.
+    """
+    try:
+        tenant = context.manager.get(shard)
+        mode = tenant.effective_location().mode
+        if isinstance(mode, Attached) and mode.mode is not AttachMode.STALE:
+            work = context.manager.heatmaps.upload(tenant, only_if_changed=False)
+            await tenant.own(work, name=f"heatmap of {shard}")
+    except PageServerError as error:
+        context.log.warning("no heatmap was uploaded", tenant=str(shard), error=str(error))
 
 
 async def _config_request(request: Request) -> tuple[ApiContext, Tenant, Mapping[str, Any]]:

@@ -20,6 +20,7 @@ from random import Random
 
 from pageserver.errors import (
     ConflictError,
+    InternalError,
     NotFoundError,
     PageServerError,
     PreconditionFailedError,
@@ -73,6 +74,17 @@ class SlotBusyError(ConflictError):
         super().__init__("Tenant is already being modified")
 
 
+class SlotChangingError(UnavailableError):
+    """503: the same, for every other operation on a slot; callers repeat those."""
+
+    def __init__(self) -> None:
+        super().__init__("Tenant is being modified concurrently")
+
+
+class NotAttachedError(InternalError):
+    """500: a reset needs an attached tenant."""
+
+
 class GenerationDecreaseError(RequestError):
     """400: a generation never goes back."""
 
@@ -93,6 +105,7 @@ class SecondarySlot:
     """
 
     location: LocationConfig
+    changing_config: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(slots=True)
@@ -262,8 +275,9 @@ class TenantManager:
             raise SlotBusyError
         self._check_repository(slot, request.location)
         if isinstance(slot, SecondarySlot) and isinstance(request.mode, Secondary):
-            await self._persist(shard, request.location)
-            slot.location = request.location
+            async with self._changing_config(shard, slot):
+                await self._persist(shard, request.location)
+                slot.location = request.location
             return
         if isinstance(slot, Tenant) and isinstance(request.mode, AttachMode):
             wanted = slot.generation if request.generation is None else Generation(request.generation)
@@ -280,18 +294,17 @@ class TenantManager:
         return await read_generations(self._resources.storage, shard, claims_max=claims_max)
 
     async def detach(self, shard: TenantShardId) -> None:
-        """Shut a shard down and remove its local files. Absent is fine. Refused where the local disk is the only
-        copy.
+        """Shut a shard down and remove its local files. Absent is fine: what is left of it on disk goes. Refused where
+        the local disk is the only copy. Raises SlotChangingError.
         """
-        if shard not in self._slots:
-            await asyncio.to_thread(self._purge_directory, shard)
-            return
-        if not self._resources.stores_layers:
-            raise PreconditionFailedError(
-                "without remote storage the local disk is the only copy; a detach would lose the tenant",
-                hint="configure [remote_storage], or delete the tenant",
-            )
-        async with self._changing(shard) as old:
+        async with self._changing(shard, busy=SlotChangingError) as old:
+            directory = paths.tenant_directory(self._resources.workdir, shard)
+            is_here = old is not None or await asyncio.to_thread(directory.exists)
+            if is_here and not self._resources.stores_layers:
+                raise PreconditionFailedError(
+                    "without remote storage the local disk is the only copy; a detach would lose the tenant",
+                    hint="configure [remote_storage], or delete the tenant",
+                )
             if isinstance(old, Tenant):
                 await old.shut_down(flush=False)
             await asyncio.to_thread(self._purge_directory, shard)
@@ -299,8 +312,9 @@ class TenantManager:
             self._hurry_deletions()
 
     async def delete(self, shard: TenantShardId) -> None:
-        """Delete a shard for good: local files, then all objects below its prefix. Absent is fine; claims stay. Raises
-        StaleDeletionError, what the store raises.
+        """Delete a shard for good: local files, then all objects below its prefix. Absent is fine; claims stay.
+
+        Raises SlotChangingError, StaleDeletionError, and what the store raises.
         """
         self._check_changeable()
 
@@ -308,7 +322,7 @@ class TenantManager:
             if isinstance(old, Tenant):
                 await check_may_delete(self._resources, shard, old.generation)
 
-        async with self._changing(shard) as old:
+        async with self._changing(shard, busy=SlotChangingError) as old:
             await check()
             if isinstance(old, Tenant):
                 await old.shut_down(flush=False)
@@ -318,6 +332,28 @@ class TenantManager:
             await asyncio.to_thread(self._purge_directory, shard)
             await delete_tenant_objects(self._resources.storage, shard, check=check)
             self._slots.pop(shard, None)
+
+    async def reset(self, shard: TenantShardId, *, drop_cache: bool) -> None:
+        """Attach a shard anew in its generation, from what is stored of it (tenants.md 8.3); with `drop_cache` without
+        what is on this disk.
+
+        Raises NotAttachedError, SlotChangingError, PreconditionFailedError (this disk is the only copy).
+        """
+        self._check_changeable()
+        async with self._changing(shard, busy=SlotChangingError) as old:
+            if not isinstance(old, Tenant):
+                absent, secondary = "Tenant not found when trying to reset", "Tenant is not in attached state"
+                raise NotAttachedError(absent if old is None else secondary, shard=shard)
+            if drop_cache and not self._resources.stores_layers:
+                raise PreconditionFailedError("without remote storage the local disk is the only copy, and no cache")
+            directory = paths.tenant_directory(self._resources.workdir, shard)
+            location = await asyncio.to_thread(self._read_config, directory)
+            if location is None or not isinstance(location.mode, Attached):
+                raise NotAttachedError("the tenant's location config cannot be read", shard=shard)
+            await old.shut_down(flush=False)
+            if drop_cache:
+                await asyncio.to_thread(shutil.rmtree, paths.timelines_directory(self._resources.workdir, shard))
+            self._spawn(shard, location, lazy=False)
 
     async def scan_remote_storage(self, tenant_id: TenantId) -> list[StoredShard]:
         """Return what the bucket has of a tenant, attached here or not."""
@@ -389,15 +425,18 @@ class TenantManager:
                 self._slots[shard] = SecondarySlot(location)
 
     async def _update_attached(self, tenant: Tenant, location: LocationConfig, flush_seconds: float | None) -> None:
-        await self._persist(tenant.shard, location)
-        tenant.update_location(location)
+        async with self._changing_config(tenant.shard, tenant):
+            await self._persist(tenant.shard, location)
+            tenant.update_location(location)
         becomes_stale = isinstance(location.mode, Attached) and location.mode.mode is AttachMode.STALE
         if becomes_stale and flush_seconds is not None:
             try:
                 async with asyncio.timeout(flush_seconds):
-                    await asyncio.gather(*(timeline.freeze_and_flush() for timeline in tenant.open_timelines()))
+                    await tenant.flush()
             except TimeoutError:
                 self._log.warning("flush before the hand-over timed out", tenant=str(tenant.shard))
+            except PageServerError as error:
+                raise InternalError(f"Failed to flush: {error}") from error
 
     def _spawn(self, shard: TenantShardId, location: LocationConfig, *, lazy: bool) -> None:
         tenant = Tenant(shard, location, self._resources)
@@ -405,17 +444,32 @@ class TenantManager:
         tenant.start(self._warmup if lazy else None)
 
     @asynccontextmanager
-    async def _changing(self, shard: TenantShardId) -> AsyncIterator[Slot | None]:
+    async def _changing_config(self, shard: TenantShardId, slot: Tenant | SecondarySlot) -> AsyncIterator[None]:
+        """Write a location's configuration without taking its slot, which goes on serving. Whoever takes the slot waits
+        for this: a configuration that lands after a detach would bring the location back at the next start.
+        """
+        async with slot.changing_config:
+            if self._slots.get(shard) is not slot:
+                raise SlotBusyError
+            yield
+
+    @asynccontextmanager
+    async def _changing(
+        self, shard: TenantShardId, *, busy: type[PageServerError] = SlotBusyError
+    ) -> AsyncIterator[Slot | None]:
         """Hold the slot. Afterwards it has what the block put there, or again what was there before, if that still
-        runs.
+        runs. Raises `busy` if somebody else holds it.
         """
         old = self._slots.get(shard)
         if isinstance(old, InProgress):
-            raise SlotBusyError
+            raise busy
         marker = InProgress()
         self._slots[shard] = marker
         self._resources.pages.shard_in_transition(shard)
         try:
+            if old is not None:
+                async with old.changing_config:
+                    pass  # A change of its configuration that runs has ended, and none begins.
             yield old
         finally:
             if self._slots.get(shard) is marker:
@@ -463,6 +517,9 @@ class TenantManager:
         root = paths.tenants_directory(self._resources.workdir)
         make_directory_durable(root, self._resources.workdir)
         for directory in sorted(root.iterdir()):
+            if not directory.is_dir():
+                self._log.warning("a file where only tenants' directories belong", path=str(directory))
+                continue
             if directory.name.endswith(paths.DIRECTORY_TEMPORARY_SUFFIX):
                 shutil.rmtree(directory)
                 continue

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from pageserver.config import TenantSettings
 from pageserver.errors import (
@@ -59,6 +59,7 @@ from pageserver.timeline import (
 )
 from pageserver.timeline.state import LOADING
 
+T = TypeVar("T")
 _DRAIN_SECONDS_MAX = 30.0
 """How long a graceful stop waits for one timeline's flush and uploads."""
 
@@ -168,6 +169,8 @@ class Tenant:
             failpoints=resources.failpoints,
         )
         self._state_changed = asyncio.Event()
+        self.changing_config = asyncio.Lock()
+        """Held while a changed location is written to disk and takes effect."""
         self._wanted = asyncio.Event()
 
     # Lifecycle
@@ -184,11 +187,14 @@ class Tenant:
         self._wanted.set()
 
     async def wait_active(self, timeout_seconds: float) -> None:
-        """Wait until the tenant serves. Raises UnavailableError (timeout), TenantStoppingError, TenantBrokenError."""
+        """Wait until the tenant serves; the time counts from the last change of its state (tenants.md 25.19).
+
+        Raises UnavailableError (timeout), TenantStoppingError, TenantBrokenError.
+        """
         self.hurry()
         try:
-            async with asyncio.timeout(timeout_seconds):
-                while self.state.status in (TenantStatus.ATTACHING, TenantStatus.ACTIVATING):
+            while self.state.status in (TenantStatus.ATTACHING, TenantStatus.ACTIVATING):
+                async with asyncio.timeout(timeout_seconds):
                     await self._state_changed.wait()
         except TimeoutError as error:
             raise UnavailableError(
@@ -239,6 +245,17 @@ class Tenant:
         self._tasks.spawn(
             work, name=name, on_failure=lambda error: self._log.warning(f"{name} failed", error=str(error))
         )
+
+    async def own(self, work: Coroutine[Any, Any, T], *, name: str) -> T:
+        """Run something in a task of this tenant and wait for it: it does not outlive the tenant, nor ends with the
+        caller. Raises what the work raises, TenantStoppingError.
+        """
+        return await run_owned(self._tasks, work, name=name)
+
+    async def flush(self) -> None:
+        """Make durable what all active timelines have ingested. Raises what a flush raises."""
+        active = [one for one in self.open_timelines() if one.state.status is TimelineStatus.ACTIVE]
+        await asyncio.gather(*(timeline.freeze_and_flush() for timeline in active))
 
     def note_overtaken(self) -> None:
         """Go on as AttachedStale: delete nothing, tell WAL sources nothing new. The stored location stays."""

@@ -157,3 +157,41 @@ async def test_a_limit_counts_timelines_in_the_making_and_offloaded_ones(tmp_pat
         assert (await api.ask("POST", TL, other))[0] == 412
         await delete(api, ROOT)
         assert (await api.ask("POST", TL, other))[0] == 201
+
+
+async def test_a_reset_attaches_anew_in_the_same_generation(tmp_path: Path) -> None:
+    async with serve(tmp_path / "work", bucket=tmp_path / "bucket") as api:
+        await api.attach()
+        await api.ask("POST", TL, BOOT)
+        before = api.world.manager.get(TENANT)
+        for query in ("", "?drop_cache=true"):
+            assert await api.ask("POST", f"{T}/reset{query}") == (200, None)
+            tenant = api.world.manager.get(TENANT)
+            assert (tenant is before, tenant.generation, before.is_stopped) == (False, before.generation, True)
+            assert (await api.ask("GET", f"{TL}/{ROOT}"))[1]["last_record_lsn"] == str(START + 0x78)
+            before = tenant
+        status, body = await api.ask("POST", f"/v1/tenant/{'7' * 32}/reset")
+        assert (status, body) == (500, {"msg": "Tenant not found when trying to reset"})
+        await api.attach(mode="Secondary", generation=None)
+        assert (await api.ask("POST", f"{T}/reset"))[1] == {"msg": "Tenant is not in attached state"}
+    async with serve(tmp_path / "local") as api:
+        await api.attach()
+        assert (await api.ask("POST", f"{T}/reset?drop_cache=true"))[0] == 412
+        assert (await api.ask("POST", f"{T}/reset"))[0] == 200
+
+
+async def test_a_slot_that_is_held_is_503_but_for_location_config(tmp_path: Path) -> None:
+    """Goal: callers repeat a 503 at once, and a 409 slowly (http-api.md 3.3). Method: hold the slot as an operation
+    would.
+    """
+    async with serve(tmp_path / "work", bucket=tmp_path / "bucket") as api:
+        await api.attach()
+        held = (503, {"msg": "Tenant is being modified concurrently"})
+        async with api.world.manager._changing(TENANT):
+            assert await api.ask("DELETE", T) == held
+            assert await api.ask("POST", f"{T}/reset") == held
+            detached = {"mode": "Detached", "tenant_conf": {}}
+            assert await api.ask("PUT", f"{T}/location_config", detached) == held
+            assert await api.attach() == (409, {"msg": "Conflict: Tenant is already being modified"})
+            assert await api.ask("GET", T) == (503, {"msg": "Tenant not yet active"})
+        assert (await api.attach())[0] == 200

@@ -158,6 +158,13 @@ _TENANTS: dict[tuple[str, str], Operation] = {
         body=RequestBody(ref("LocationConfigBody"), examples.LOCATION_REQUEST),
     ),
     ("POST", _T + "/heatmap_upload"): Operation("Uploads the heatmap", "tenant", {200: done("Uploaded")}),
+    ("POST", _T + "/reset"): Operation(
+        "Attaches anew in the same generation",
+        "tenant",
+        {200: done("It attaches")},
+        errors=(412, 500),
+        query=(flag("drop_cache", "Without what is on the local disk", default=False),),
+    ),
     ("GET", _T + "/generations"): Operation(
         "Ours: claims of generations in the store, newest first",
         "tenant",
