@@ -37,6 +37,7 @@ from pageserver.remote.scan import StoredShard, scan_tenant
 from pageserver.tenant.deletion import check_may_delete, delete_tenant_objects
 from pageserver.tenant.heatmap_upload import HeatmapUploader
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, LocationConfigError, Secondary
+from pageserver.tenant.opening import remove_tree
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.tasks import TaskScope
 from pageserver.tenant.tenant import Tenant
@@ -352,7 +353,7 @@ class TenantManager:
                 raise NotAttachedError("the tenant's location config cannot be read", shard=shard)
             await old.shut_down(flush=False)
             if drop_cache:
-                await asyncio.to_thread(shutil.rmtree, paths.timelines_directory(self._resources.workdir, shard))
+                await asyncio.to_thread(self._drop_cache, shard)
             self._spawn(shard, location, lazy=False)
 
     async def scan_remote_storage(self, tenant_id: TenantId) -> list[StoredShard]:
@@ -554,6 +555,13 @@ class TenantManager:
         directory.rename(temporary)
         sync_directory(directory.parent)
         shutil.rmtree(temporary)
+
+    def _drop_cache(self, shard: TenantShardId) -> None:
+        """Remove a shard's local layers, as far as that is possible: what stays is looked at by the next load."""
+        try:
+            remove_tree(paths.timelines_directory(self._resources.workdir, shard))
+        except OSError as error:
+            self._log.warning("the local files could not be removed", tenant=str(shard), error=str(error))
 
     async def _housekeeping(self) -> None:
         while True:
