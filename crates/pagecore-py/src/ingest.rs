@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pagecore::wal::metadata::XactEndKind;
 use pagecore::wal::{CheckPoint, StreamChecks};
-use pagecore::{Key, Lsn, RelTag, SlruKind};
+use pagecore::{Lsn, RelTag};
 use pagestore::ingest::{IngestError, IngestSettings, RareDetail, RareRecord as CoreRecord, Step, WalIngest as Core};
 use pagestore::StoreError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use crate::errors::{bad_argument, raise, store_error};
+use crate::arguments::{key_of, slru_kind};
+use crate::errors::{raise, store_error};
 use crate::ingest_target::Target;
 use crate::wal::wal_error;
 
@@ -19,17 +20,6 @@ type Fork = (u32, u32, u32, u8);
 
 fn rel_tag((spcnode, dbnode, relnode, forknum): Fork) -> RelTag {
     RelTag { spcnode, dbnode, relnode, forknum }
-}
-
-fn slru_kind(py: Python<'_>, kind: u8) -> PyResult<SlruKind> {
-    SlruKind::from_u8(kind).ok_or_else(|| bad_argument(py, &format!("unknown SLRU kind {kind}")))
-}
-
-fn key_of(py: Python<'_>, key: &[u8]) -> PyResult<Key> {
-    match key.try_into() {
-        Ok(bytes) => Ok(Key::from_bytes(bytes)),
-        Err(_) => Err(bad_argument(py, &format!("a key has 18 bytes, not {}", key.len()))),
-    }
 }
 
 fn checkpoint_of(py: Python<'_>, bytes: &[u8]) -> PyResult<CheckPoint> {

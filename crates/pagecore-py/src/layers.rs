@@ -9,8 +9,8 @@ use pagestore::WrittenLayer;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use crate::arguments::key_of;
 use crate::errors::{raise, IntoPyResult};
-use crate::store::key_of;
 
 /// One layer file.
 #[pyclass(frozen, module = "pageserver._core")]

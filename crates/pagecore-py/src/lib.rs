@@ -1,6 +1,7 @@
 //! The thin Python face of the engine: module `pageserver._core`. Converts, decides nothing.
 use pyo3::prelude::*;
 
+mod arguments;
 mod crc;
 mod errors;
 mod ingest;

@@ -6,25 +6,19 @@ use std::time::{Duration, Instant};
 
 use pagecore::checksum::stamp_checksum;
 use pagecore::layer::{Compression, LayerName};
-use pagecore::{Flavour, Key, Lsn, RelTag, ShardIdentity, SlruKind, BLCKSZ};
+use pagecore::{Flavour, Key, Lsn, RelTag, ShardIdentity, BLCKSZ};
 use pagestore::image_layer::{ImageLayerPlan, Piece};
 use pagestore::{LayerFetch, StoreError, TimelineConfig, WrittenLayer};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
+use crate::arguments::{key_of, slru_kind};
 use crate::errors::{bad_argument, IntoPyResult};
 use crate::layers::LayerInfo;
 use crate::redo::PyRedoPool;
 
 /// Keys handed to the engine at once.
 const BATCH_KEYS: usize = 256;
-
-pub fn key_of(py: Python<'_>, bytes: &[u8]) -> PyResult<Key> {
-    match bytes.try_into() {
-        Ok(bytes) => Ok(Key::from_bytes(bytes)),
-        Err(_) => Err(bad_argument(py, &format!("a key has 18 bytes, not {}", bytes.len()))),
-    }
-}
 
 fn id_of(py: Python<'_>, bytes: &[u8]) -> PyResult<[u8; 16]> {
     bytes.try_into().map_err(|_| bad_argument(py, &format!("an id has 16 bytes, not {}", bytes.len())))
@@ -328,9 +322,7 @@ impl TimelineStore {
     }
 
     fn slru_segment<'py>(&self, py: Python<'py>, kind: u8, segno: u32, lsn: u64) -> PyResult<Bound<'py, PyBytes>> {
-        let Some(kind) = SlruKind::from_u8(kind) else {
-            return Err(bad_argument(py, &format!("unknown kind of SLRU {kind}")));
-        };
+        let kind = slru_kind(py, kind)?;
         let pages = py.detach(|| self.store.slru_segment(kind, segno, Lsn(lsn))).or_raise(py)?;
         let mut out = Vec::with_capacity(pages.len() * BLCKSZ);
         pages.iter().for_each(|page| out.extend_from_slice(&page[..page.len().min(BLCKSZ)]));

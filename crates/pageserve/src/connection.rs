@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::backup::BackupEnd;
 use crate::buffer::InputBuffer;
+use crate::context::{Authentication, Context, Encryption};
 use crate::error::QueryError;
 use crate::handler::LogLevel;
 use crate::ids::{TenantId, TenantShardId, TimelineId};
@@ -24,7 +25,6 @@ use crate::protocol::command::Command;
 use crate::protocol::frontend::{self, next_frame};
 use crate::protocol::pagestream::Version;
 use crate::protocol::startup::{self, Startup, StartupParameters};
-use crate::service::{Authentication, Context, Encryption};
 use crate::timeline::ShardSelector;
 
 /// Why a connection is over; the text is for the log.

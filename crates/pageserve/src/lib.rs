@@ -15,6 +15,7 @@
 mod backup;
 mod buffer;
 mod connection;
+mod context;
 pub mod error;
 pub mod handler;
 pub mod ids;

@@ -1,8 +1,8 @@
 //! How a connection finds timelines: its cache first, then the registry (spec page-service.md 3.5, 4.4).
 
+use crate::context::Context;
 use crate::ids::{TenantId, TimelineId};
 use crate::registry::ResolveError;
-use crate::service::Context;
 use crate::timeline::{Closed, Handle, HandleCache, ShardSelector};
 
 /// Lives as long as its connection.

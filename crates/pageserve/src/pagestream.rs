@@ -25,6 +25,7 @@ use pagecore::{Key, Lsn, RelTag, BLCKSZ};
 
 use self::batch::{break_reason, plan_reads, Batch, Found, Member};
 use crate::buffer::InputBuffer;
+use crate::context::Context;
 use crate::error::{PageError, QueryError};
 use crate::handler::LogLevel;
 use crate::ids::{TenantId, TimelineId};
@@ -35,7 +36,6 @@ use crate::output::Output;
 use crate::protocol::frontend::{message_name, next_frame};
 use crate::protocol::pagestream::{Answer, Body, DecodeError, Header, Request, Version, TAG_TEST};
 use crate::registry::ResolveError;
-use crate::service::Context;
 use crate::source::ReadError;
 use crate::timeline::{Closed, Handle, ShardSelector, WaitError};
 

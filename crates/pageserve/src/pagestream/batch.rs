@@ -4,9 +4,9 @@ use bytes::Bytes;
 use pagecore::key::{FSM_FORK, VM_FORK};
 use pagecore::{Key, Lsn, RelTag};
 
+use crate::context::{Batching, ServiceConfig};
 use crate::metrics::BatchBreak;
 use crate::protocol::pagestream::Header;
-use crate::service::{Batching, ServiceConfig};
 use crate::source::{GcHold, ReadAt, ReadError};
 use crate::timeline::Handle;
 

@@ -12,6 +12,11 @@
 //! contradicts itself is a [`Fault`]. The bytes of the hole and of the padding after items come out as PostgreSQL leaves
 //! them, because whole pages are compared with its own.
 
+mod compact;
+mod line_pointer;
+
+pub use line_pointer::{ItemId, ItemState};
+
 use crate::{Lsn, BLCKSZ};
 
 /// The bytes of one page.
@@ -35,70 +40,6 @@ pub enum Fault {
     Page(&'static str),
     #[error("the page is damaged or does not fit the record: item {offset}: {what}")]
     Item { offset: u16, what: &'static str },
-}
-
-/// What a line pointer says of its item.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ItemState {
-    Unused = 0,
-    Normal = 1,
-    Redirect = 2,
-    Dead = 3,
-}
-
-/// One line pointer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ItemId(u32);
-
-impl ItemId {
-    pub const UNUSED: ItemId = ItemId(0);
-
-    pub fn new(offset: u16, state: ItemState, length: u16) -> ItemId {
-        ItemId(u32::from(offset & 0x7FFF) | (state as u32) << 15 | u32::from(length & 0x7FFF) << 17)
-    }
-
-    /// Where the item starts; of a redirect, the offset number it points to.
-    pub fn offset(self) -> u16 {
-        (self.0 & 0x7FFF) as u16
-    }
-
-    pub fn length(self) -> u16 {
-        (self.0 >> 17) as u16
-    }
-
-    pub fn state(self) -> ItemState {
-        match (self.0 >> 15) & 3 {
-            0 => ItemState::Unused,
-            1 => ItemState::Normal,
-            2 => ItemState::Redirect,
-            _ => ItemState::Dead,
-        }
-    }
-
-    pub fn is_used(self) -> bool {
-        (self.0 >> 15) & 3 != 0
-    }
-
-    pub fn has_storage(self) -> bool {
-        self.length() != 0
-    }
-
-    pub fn with_offset(self, offset: u16) -> ItemId {
-        ItemId(self.0 & !0x7FFF | u32::from(offset & 0x7FFF))
-    }
-
-    pub fn with_length(self, length: u16) -> ItemId {
-        ItemId(self.0 & 0x1_FFFF | u32::from(length & 0x7FFF) << 17)
-    }
-
-    /// From the four bytes of the array.
-    fn read(slot: &[u8]) -> ItemId {
-        ItemId(slot.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes)))
-    }
-
-    pub fn without_state(self) -> ItemId {
-        ItemId(self.0 & !0x1_8000)
-    }
 }
 
 /// Rounds up to a multiple of 8.
@@ -135,17 +76,6 @@ pub fn xid_precedes(a: u32, b: u32) -> bool {
         (a.wrapping_sub(b) as i32) < 0
     }
 }
-
-/// Items that lie side by side: where their line pointers begin, and the bytes of all.
-#[derive(Clone, Copy, Default)]
-struct Run {
-    first: usize,
-    start: usize,
-    end: usize,
-}
-
-/// A page with more gaps is compacted item by item.
-const MOST_RUNS: usize = 32;
 
 /// A page that is being changed in place.
 pub struct Page<'a>(&'a mut PageBytes);
@@ -479,129 +409,9 @@ impl<'a> Page<'a> {
         self.put(place, item)
     }
 
-    /// Places the items with storage one below the other, in line pointer order, from `special` downwards.
-    ///
-    /// Nearly always they are in that order already, in a few runs of items that lie side by side: then each run moves
-    /// up as one, and its line pointers by one addition. What is not so simple goes to [`Page::compact_each`].
-    fn compact(&mut self) -> Result<(), Fault> {
-        let limits = self.limits()?;
-        let mut runs = [Run::default(); MOST_RUNS];
-        let Some(count) = self.find_runs(&limits, &mut runs) else {
-            return self.compact_each(limits);
-        };
-        let mut upper = limits.special;
-        let mut behind = limits.lower;
-        let mut places = [0; MOST_RUNS];
-        for (run, place) in runs[..count].iter().zip(&mut places) {
-            upper -= run.end - run.start;
-            *place = upper;
-            // From the top down: no run's new place reaches into one that has still to move.
-            if run.start != upper {
-                self.0.copy_within(run.start..run.end, upper);
-            }
-        }
-        for (run, place) in runs[..count].iter().zip(places).rev() {
-            let pointers = self.0.get_mut(run.first..behind).unwrap_or(&mut []);
-            let distance = (place - run.start) as u32;
-            behind = run.first;
-            if distance == 0 {
-                continue;
-            }
-            for slot in pointers.chunks_exact_mut(4) {
-                let id = ItemId::read(slot);
-                let raised = id.0 + if id.has_storage() { distance } else { 0 };
-                slot.copy_from_slice(&raised.to_le_bytes());
-            }
-        }
-        self.set_upper(upper);
-        Ok(())
-    }
-
-    /// Fills in the runs of items that lie side by side, from `special` downwards; returns how many. None: the items are
-    /// not in the order of their line pointers, some lie outside of their space, or there are too many runs.
-    fn find_runs(&self, limits: &Limits, runs: &mut [Run; MOST_RUNS]) -> Option<usize> {
-        let mut closed = 0;
-        let mut run = Run { first: HEADER_SIZE, start: limits.special, end: limits.special };
-        for (i, id) in self.line_pointers(limits).enumerate() {
-            if !id.has_storage() {
-                continue;
-            }
-            let start = usize::from(id.offset());
-            let end = start + maxalign(usize::from(id.length()));
-            if end != run.start {
-                if end > run.start || closed + 1 == MOST_RUNS {
-                    return None;
-                }
-                runs[closed] = run;
-                closed += 1;
-                run = Run { first: HEADER_SIZE + 4 * i, start, end };
-            }
-            run.start = start;
-        }
-        runs[closed] = run;
-        // Starts only go down: the last is the lowest.
-        (run.start >= limits.lower).then_some(closed + 1)
-    }
-
-    /// [`Page::compact`] for items in any order, and for pages that contradict themselves: all items are checked before
-    /// any moves.
-    fn compact_each(&mut self, limits: Limits) -> Result<(), Fault> {
-        let mut upper = limits.special;
-        for (i, id) in self.line_pointers(&limits).enumerate() {
-            if !id.has_storage() {
-                continue;
-            }
-            let (start, size) = (usize::from(id.offset()), maxalign(usize::from(id.length())));
-            if start < limits.lower || start + size > limits.special {
-                return Err(Fault::Item { offset: i as u16 + 1, what: "lies outside the space for items" });
-            }
-            upper = match upper.checked_sub(size) {
-                Some(upper) if upper >= limits.lower => upper,
-                _ => return Err(Fault::Page("items overlap")),
-            };
-        }
-        self.set_upper(upper);
-        let copy = *self.0;
-        let mut to = limits.special;
-        for offset in 1..=limits.item_count() {
-            let id = self.line_pointer(offset);
-            if !id.has_storage() {
-                continue;
-            }
-            let (start, size) = (usize::from(id.offset()), maxalign(usize::from(id.length())));
-            to -= size;
-            self.0[to..to + size].copy_from_slice(&copy[start..start + size]);
-            self.set_line_pointer(offset, id.with_offset(to as u16));
-        }
-        Ok(())
-    }
-
     fn line_pointers(&self, limits: &Limits) -> impl DoubleEndedIterator<Item = ItemId> + '_ {
         let array = self.0.get(HEADER_SIZE..limits.lower).unwrap_or(&[]);
         array.chunks_exact(4).map(ItemId::read)
-    }
-
-    /// Closes the gaps between items after pruning (RepairFragmentation). `truncate`: line pointers that are unused to
-    /// the end of the array are cut off, as 15 and newer do.
-    pub fn repair_fragmentation(&mut self, truncate: bool) -> Result<(), Fault> {
-        let limits = self.limits()?;
-        let mut unused = self.line_pointers(&limits).filter(|id| !id.is_used()).count();
-        if unused > 0 {
-            let array = self.0.get_mut(HEADER_SIZE..limits.lower).unwrap_or(&mut []);
-            for slot in array.chunks_exact_mut(4) {
-                if !ItemId::read(slot).is_used() {
-                    slot.copy_from_slice(&ItemId::UNUSED.0.to_le_bytes());
-                }
-            }
-        }
-        if truncate {
-            let at_end = self.line_pointers(&limits).rev().take_while(|id| !id.is_used()).count();
-            unused -= at_end;
-            self.set_lower(limits.lower - 4 * at_end);
-        }
-        self.compact()?;
-        self.set_flag(HAS_FREE_LINES, unused > 0);
-        Ok(())
     }
 
     /// Cuts unused line pointers off the end of the array, but never the first one (TruncateLinePointerArray).
@@ -630,5 +440,4 @@ impl<'a> Page<'a> {
 }
 
 #[cfg(test)]
-#[path = "page_tests.rs"]
 mod tests;
