@@ -969,7 +969,8 @@ class ServedTimeline:
 
     def metrics(self) -> dict[str, Any]:
         """``get_page_started``, ``get_page_seconds`` (a histogram as in ``PageService.metrics``), ``batch_sizes``,
-        ``batch_breaks``, ``throttled_requests``.
+        ``batch_breaks``, ``throttled_requests``; waits for an LSN: ``wait_lsn_started``, ``wait_lsn_finished``,
+        ``wait_lsn_micros``.
         """
 
 @final
@@ -992,6 +993,7 @@ class PageService:
         max_batch_size: int = 32,
         batching: str = "scattered-lsn",
         allow_test_messages: bool = False,
+        questions_max: int = 1024,
     ) -> PageService:
         """``listen`` is a numeric address with a port; port 0: a free one. ``max_batch_size`` 1 is the serial mode.
 
@@ -1050,7 +1052,8 @@ class PageService:
     def live_connections(self) -> int: ...
     def metrics(self) -> dict[str, Any]:
         """Counters since the start: ``connections_started``, ``connections_finished``, ``misrouted_requests``,
-        ``flush_micros``; by name ``commands``, ``requests_started``, ``outcomes``, ``batch_breaks``; ``batch_sizes``
-        (how many batches had 1, 2, … members); ``request_seconds`` by kind: ``bounds_micros``, ``counts`` (one more
-        than bounds, not cumulative), ``sum_micros``.
+        ``flush_micros``, ``wait_lsn_micros``, ``wait_lsn_seconds`` (a histogram as below); by name ``commands``,
+        ``requests_started``, ``outcomes``, ``batch_breaks``, ``questions_dropped`` (more than ``questions_max`` waited
+        for the event loop); ``batch_sizes`` (how many batches had 1, 2, … members); ``request_seconds`` by kind:
+        ``bounds_micros``, ``counts`` (one more than bounds, not cumulative), ``sum_micros``.
         """

@@ -28,10 +28,11 @@ import uvloop
 from pageserver.clock import Clock, SystemClock
 from pageserver.config import InvalidSettingError, RemoteStorage, ServerConfig
 from pageserver.control import ControllerGenerations, UpcallClient, read_registration
+from pageserver.counts import ServerCounts
 from pageserver.errors import PageServerError, StoppedError
 from pageserver.failpoints import Failpoints, FailpointSyntaxError, parse_environment
 from pageserver.mgmt import ApiContext, create_app
-from pageserver.observe import configure_logging, render_metrics
+from pageserver.observe import EventCounts, ProcessMetrics, StartupTimes, configure_logging, render_metrics
 from pageserver.postgres.initdb import Initdb
 from pageserver.remote import GenerationClaim, ObjectStorage, RetryingStorage, open_object_storage, paths
 from pageserver.remote.adopt_local import adopt_local_store
@@ -58,10 +59,13 @@ _DELETION_FLUSH_SECONDS = 5.0
 def run(config: ServerConfig, *, version: str) -> int:
     """Run the server until it is told to stop. Returns the exit code (http-api.md 10.3)."""
     os.chdir(config.workdir)
-    log = configure_logging(config.settings.log_format)
+    events = EventCounts()
+    log = configure_logging(config.settings.log_format, events=events)
     for item in config.ignored_items:
         log.warning("ignoring unknown configuration item", path=item)
-    launch_timestamp = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S.%f}000 UTC"
+    launched_at = datetime.now(UTC)
+    process = ProcessMetrics(launched_at_millis=round(launched_at.timestamp() * 1000), events=events)
+    launch_timestamp = f"{launched_at:%Y-%m-%d %H:%M:%S.%f}000 UTC"
     log.info("starting", version=version, launch_timestamp=launch_timestamp, workdir=str(config.workdir))
     try:
         check_supported(config)
@@ -69,7 +73,7 @@ def run(config: ServerConfig, *, version: str) -> int:
         with pid_file(config.workdir / "pageserver.pid"):
             prepare_workdir(config)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_Server(config, version, launch_timestamp, failpoints, log).run())
+                runner.run(_Server(config, version, launch_timestamp, failpoints, log, process).run())
     except (PageServerError, InvalidSettingError, OSError) as error:
         log.critical("cannot start", error=str(error))
         return EXIT_START_FAILED
@@ -178,8 +182,15 @@ class _Server:
     """One run of the server."""
 
     def __init__(
-        self, config: ServerConfig, version: str, launch_timestamp: str, failpoints: Failpoints, log: Any
+        self,
+        config: ServerConfig,
+        version: str,
+        launch_timestamp: str,
+        failpoints: Failpoints,
+        log: Any,
+        process: ProcessMetrics,
     ) -> None:
+        self._process = process
         self._config = config
         self._version = version
         self._launch_timestamp = launch_timestamp
@@ -189,7 +200,10 @@ class _Server:
 
     async def run(self) -> None:
         config, settings, clock = self._config, self._config.settings, SystemClock()
+        counts = ServerCounts()
+        startup = StartupTimes(clock, counts)
         http_socket = bind(settings.listen_http_addr)
+        startup.begin()
         storage, stores_layers = open_storage(config, clock, self._log)
         engine = CoreEngine(settings, self._log, clock)
         pages = PageServiceRoom(settings, self._log)
@@ -245,6 +259,7 @@ class _Server:
             clock=clock,
             log=self._log,
             failpoints=self._failpoints,
+            counts=counts,
             uploads=UploadPolicy.from_environment(
                 os.environ,
                 limit=100 if settings.remote_storage is None else settings.remote_storage.concurrency_limit,
@@ -259,7 +274,16 @@ class _Server:
             clock=clock,
             launch_timestamp=self._launch_timestamp,
             metrics=lambda: render_metrics(
-                manager, config.ignored_items, self._version, store=storage.stats, redo=engine.redo_counts()
+                manager,
+                config.ignored_items,
+                self._version,
+                settings=settings,
+                store=storage.stats,
+                redo=engine.redo_counts(),
+                pages=pages.metrics(),
+                caches=engine.cache_counts(),
+                process=self._process,
+                startup=startup,
             ),
             log=self._log,
             failpoints=self._failpoints,
@@ -271,8 +295,10 @@ class _Server:
                 await self._adopt_local_store(storage, has_controller=client is not None)
             deletions.start()
             await manager.load_from_disk()
+            startup.generations_known()
             async with self._serve_http(context, http_socket):
                 await pages.start(manager)
+                startup.ready()
                 self._install_signals()
                 self._log.info("ready", http=settings.listen_http_addr, pg=settings.listen_pg_addr)
                 await self._stop.wait()

@@ -40,7 +40,7 @@ def test_ingest_pauses_at_the_limit_and_goes_on_when_it_is_raised(make_server: M
         assert f"may hold {limit}" in str(paused["wal_source_paused"])
         assert "paused" in str(paused["walreceiver_status"])
         assert paused["state"] == "Active"
-        labels = f'tenant_id="{tenant["id"]}",shard_id="0000",timeline_id="{timeline["timeline_id"]}"'
+        labels = f'shard_id="0000",tenant_id="{tenant["id"]}",timeline_id="{timeline["timeline_id"]}"'
         assert server.metrics()[f"pageserver_wal_source_paused{{{labels}}}"] == 1
         assert "ingest is paused" in server.log_path.read_text()
 

@@ -111,7 +111,7 @@ def _fill_and_free(follower: Follower, disk: Path, *, kill: bool) -> dict[str, A
     """
     follower.load.run_for(follower.rng.uniform(0.5, 4.0))
     moment = follower.hold()
-    labels = f'{{tenant_id="{follower.tenant}",shard_id="0000",timeline_id="{follower.timeline}"}}'
+    labels = f'{{shard_id="0000",tenant_id="{follower.tenant}",timeline_id="{follower.timeline}"}}'
     with ThreadPoolExecutor(1) as pool, ExitStack() as full:
         full.enter_context(_full(follower, disk))
         reason = _wait_for_report(follower)

@@ -15,7 +15,7 @@ use pagecore::{Lsn, ShardIdentity};
 use pageserve::error::QueryError;
 use pageserve::handler::{BackupRequest, BackupSink, Handler, LeaseAnswer, LogLevel};
 use pageserve::ids::{ShardIndex, TenantId, TenantShardId, TimelineId};
-use pageserve::metrics::{HistogramSnapshot, Metrics};
+use pageserve::metrics::{HistogramSnapshot, Metrics, QuestionKind};
 use pageserve::registry::{Registry, ShardState};
 use pageserve::service::{self, Batching, ServiceConfig};
 use pageserve::source::PageSource;
@@ -27,9 +27,6 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::errors::{bad_argument, raise};
 use crate::python_store::PageBridge;
 use crate::store::TimelineStore;
-
-/// Questions that may wait for the event loop. What does not fit is refused: the client gets an error.
-const QUESTIONS_MAX: usize = 1024;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,12 +53,30 @@ enum Question {
     Log(LogLevel, String),
 }
 
-struct Questions(SyncSender<Question>);
+impl Question {
+    fn kind(&self) -> QuestionKind {
+        match self {
+            Question::Backup(..) => QuestionKind::Backup,
+            Question::Lease(..) => QuestionKind::Lease,
+            Question::Activate(..) => QuestionKind::Activate,
+            Question::Log(..) => QuestionKind::Log,
+        }
+    }
+}
+
+struct Questions {
+    sender: SyncSender<Question>,
+    metrics: Arc<Metrics>,
+}
 
 impl Questions {
-    /// A question that cannot be asked is dropped, which its asker notices by the dropped answer.
+    /// A question that cannot be asked is dropped and counted; its asker notices by the dropped answer, and of a log
+    /// line the count is all that stays.
     fn ask(&self, question: Question) {
-        let _ = self.0.try_send(question);
+        let kind = question.kind();
+        if self.sender.try_send(question).is_err() {
+            self.metrics.question_dropped(kind);
+        }
     }
 }
 
@@ -289,6 +304,9 @@ impl ServedTimeline {
         out.set_item("batch_sizes", metrics.batches.sizes())?;
         out.set_item("batch_breaks", counts(py, &metrics.batches.breaks())?)?;
         out.set_item("throttled_requests", metrics.throttled_requests.load(Relaxed))?;
+        out.set_item("wait_lsn_started", metrics.waits.started.load(Relaxed))?;
+        out.set_item("wait_lsn_finished", metrics.waits.finished.load(Relaxed))?;
+        out.set_item("wait_lsn_micros", metrics.waits.micros.load(Relaxed))?;
         Ok(out)
     }
 }
@@ -321,6 +339,7 @@ struct Running {
 pub struct PageService {
     config: ServiceConfig,
     worker_threads: usize,
+    questions_max: usize,
     handler: Py<PyAny>,
     event_loop: Py<PyAny>,
     registry: Arc<Registry>,
@@ -333,7 +352,8 @@ impl PageService {
     #[new]
     #[pyo3(signature = (
         *, listen, handler, event_loop, worker_threads = 2, read_timeout_seconds = 600.0,
-        wait_lsn_timeout_seconds = 300.0, max_batch_size = 32, batching = "scattered-lsn", allow_test_messages = false
+        wait_lsn_timeout_seconds = 300.0, max_batch_size = 32, batching = "scattered-lsn", allow_test_messages = false,
+        questions_max = 1024
     ))]
     #[allow(clippy::too_many_arguments, reason = "one keyword per setting")]
     fn new(
@@ -347,6 +367,7 @@ impl PageService {
         max_batch_size: usize,
         batching: &str,
         allow_test_messages: bool,
+        questions_max: usize,
     ) -> PyResult<PageService> {
         let listen: SocketAddr =
             listen.parse().map_err(|_| bad_argument(py, &format!("not an address with a port: {listen:?}")))?;
@@ -366,6 +387,7 @@ impl PageService {
         Ok(PageService {
             config,
             worker_threads: worker_threads.max(1),
+            questions_max,
             handler,
             event_loop,
             registry: Arc::default(),
@@ -385,7 +407,7 @@ impl PageService {
             .thread_name("page-service")
             .enable_all()
             .build()?;
-        let (sender, questions) = sync_channel(QUESTIONS_MAX);
+        let (sender, questions) = sync_channel(self.questions_max);
         let (event_loop, handler) = (self.event_loop.clone_ref(py), self.handler.clone_ref(py));
         std::thread::Builder::new().name("page-service-questions".to_string()).spawn(move || {
             forward(&questions, &event_loop, &handler);
@@ -395,7 +417,7 @@ impl PageService {
             service::PageService::start(
                 self.config.clone(),
                 Arc::clone(&self.registry),
-                Arc::new(Questions(sender)),
+                Arc::new(Questions { sender, metrics: Arc::clone(&self.metrics) }),
                 Arc::clone(&self.metrics),
             )?
         };
@@ -518,6 +540,9 @@ impl PageService {
         out.set_item("connections_finished", snapshot.connections_finished)?;
         out.set_item("misrouted_requests", snapshot.misrouted_requests)?;
         out.set_item("flush_micros", snapshot.flush_micros)?;
+        out.set_item("wait_lsn_micros", snapshot.wait_lsn_micros)?;
+        out.set_item("wait_lsn_seconds", histogram(py, &snapshot.wait_lsn_seconds)?)?;
+        out.set_item("questions_dropped", counts(py, &snapshot.questions_dropped)?)?;
         out.set_item("commands", counts(py, &snapshot.commands)?)?;
         out.set_item("requests_started", counts(py, &snapshot.requests_started)?)?;
         let seconds = PyDict::new(py);

@@ -70,7 +70,7 @@ pub(crate) async fn run(
         tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return Err(QueryError::Shutdown.into()),
-            waited = handle.wait_for_lsn(lsn, context.config.wait_lsn_timeout) => waited.map_err(|error| match error {
+            waited = handle.wait_for_lsn(lsn, context.config.wait_lsn_timeout, &context.metrics) => waited.map_err(|error| match error {
                 WaitError::Timeout(text) => QueryError::Other(text),
                 WaitError::Closed(why) => closed_error(why),
             })?,

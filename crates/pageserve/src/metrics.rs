@@ -1,7 +1,7 @@
 //! Counters of the page service: cheap atomics, read by a snapshot. Names and labels are given elsewhere.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -68,6 +68,22 @@ impl HandlerOutcome {
     pub const NAMES: [&'static str; 3] = ["success", "internal_error", "other_error"];
 }
 
+/// What the connection loop asks of the program around it (`handler::Handler`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum QuestionKind {
+    Backup,
+    Lease,
+    Activate,
+    Log,
+}
+
+impl QuestionKind {
+    pub const NAMES: [&'static str; 4] = ["backup", "lease", "activate", "log"];
+}
+
+/// Upper bounds in microseconds of waits for an LSN.
+pub const WAIT_BOUNDS_MICROS: [u64; 9] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
 /// Upper bounds in microseconds, over all timelines.
 pub const GLOBAL_BOUNDS_MICROS: [u64; 41] = [
     1,
@@ -196,6 +212,47 @@ pub struct TimelineMetrics {
     pub get_page_seconds: Histogram,
     pub batches: BatchMetrics,
     pub throttled_requests: AtomicU64,
+    pub waits: WaitMetrics,
+}
+
+/// Waits for an LSN that is ahead. Started and finished ones differ by those that last.
+#[derive(Default)]
+pub struct WaitMetrics {
+    pub started: AtomicU64,
+    pub finished: AtomicU64,
+    /// Grows while a wait lasts, so that one which hangs can be seen.
+    pub micros: AtomicU64,
+}
+
+/// One wait, from here to its drop, whatever ends it.
+pub struct WaitTimer<'a> {
+    timeline: &'a WaitMetrics,
+    global: &'a Metrics,
+    started: Instant,
+    noted_micros: AtomicU64,
+}
+
+impl<'a> WaitTimer<'a> {
+    pub fn start(timeline: &'a WaitMetrics, global: &'a Metrics) -> WaitTimer<'a> {
+        timeline.started.fetch_add(1, Relaxed);
+        WaitTimer { timeline, global, started: Instant::now(), noted_micros: AtomicU64::new(0) }
+    }
+
+    /// Counts the time since the last note.
+    pub fn note(&self) {
+        let micros = self.started.elapsed().as_micros() as u64;
+        let more = micros.saturating_sub(self.noted_micros.swap(micros, Relaxed));
+        self.timeline.micros.fetch_add(more, Relaxed);
+        self.global.wait_lsn_micros.fetch_add(more, Relaxed);
+    }
+}
+
+impl Drop for WaitTimer<'_> {
+    fn drop(&mut self) {
+        self.note();
+        self.timeline.finished.fetch_add(1, Relaxed);
+        self.global.wait_lsn_seconds.observe(self.started.elapsed(), 1);
+    }
 }
 
 impl Default for TimelineMetrics {
@@ -205,6 +262,7 @@ impl Default for TimelineMetrics {
             get_page_seconds: Histogram::new(&TIMELINE_BOUNDS_MICROS),
             batches: BatchMetrics::default(),
             throttled_requests: AtomicU64::new(0),
+            waits: WaitMetrics::default(),
         }
     }
 }
@@ -215,11 +273,14 @@ pub struct Metrics {
     pub connections_finished: AtomicU64,
     pub misrouted_requests: AtomicU64,
     pub flush_micros: AtomicU64,
+    pub wait_lsn_micros: AtomicU64,
+    pub wait_lsn_seconds: Histogram,
     pub batches: BatchMetrics,
     commands: [AtomicU64; CommandKind::NAMES.len()],
     requests_started: [AtomicU64; RequestKind::NAMES.len()],
     request_seconds: [Histogram; RequestKind::NAMES.len()],
     outcomes: [AtomicU64; HandlerOutcome::NAMES.len()],
+    questions_dropped: [AtomicU64; QuestionKind::NAMES.len()],
 }
 
 impl Default for Metrics {
@@ -229,11 +290,14 @@ impl Default for Metrics {
             connections_finished: AtomicU64::new(0),
             misrouted_requests: AtomicU64::new(0),
             flush_micros: AtomicU64::new(0),
+            wait_lsn_micros: AtomicU64::new(0),
+            wait_lsn_seconds: Histogram::new(&WAIT_BOUNDS_MICROS),
             batches: BatchMetrics::default(),
             commands: Default::default(),
             requests_started: Default::default(),
             request_seconds: std::array::from_fn(|_| Histogram::new(&GLOBAL_BOUNDS_MICROS)),
             outcomes: Default::default(),
+            questions_dropped: Default::default(),
         }
     }
 }
@@ -258,12 +322,20 @@ impl Metrics {
         self.outcomes[outcome as usize].fetch_add(n, Relaxed);
     }
 
+    /// A question that could not even be queued.
+    pub fn question_dropped(&self, kind: QuestionKind) {
+        self.questions_dropped[kind as usize].fetch_add(1, Relaxed);
+    }
+
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             connections_started: self.connections_started.load(Relaxed),
             connections_finished: self.connections_finished.load(Relaxed),
             misrouted_requests: self.misrouted_requests.load(Relaxed),
             flush_micros: self.flush_micros.load(Relaxed),
+            wait_lsn_micros: self.wait_lsn_micros.load(Relaxed),
+            wait_lsn_seconds: self.wait_lsn_seconds.snapshot(),
+            questions_dropped: named(&QuestionKind::NAMES, &self.questions_dropped),
             commands: named(&CommandKind::NAMES, &self.commands),
             requests_started: named(&RequestKind::NAMES, &self.requests_started),
             request_seconds: RequestKind::NAMES
@@ -285,6 +357,9 @@ pub struct Snapshot {
     pub connections_finished: u64,
     pub misrouted_requests: u64,
     pub flush_micros: u64,
+    pub wait_lsn_micros: u64,
+    pub wait_lsn_seconds: HistogramSnapshot,
+    pub questions_dropped: Vec<(&'static str, u64)>,
     pub commands: Vec<(&'static str, u64)>,
     pub requests_started: Vec<(&'static str, u64)>,
     pub request_seconds: Vec<(&'static str, HistogramSnapshot)>,
@@ -296,6 +371,22 @@ pub struct Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wait_is_counted_once_whatever_ends_it() {
+        let (timeline, global) = (WaitMetrics::default(), Metrics::default());
+        let timer = WaitTimer::start(&timeline, &global);
+        assert_eq!((timeline.started.load(Relaxed), timeline.finished.load(Relaxed)), (1, 0));
+        std::thread::sleep(Duration::from_millis(2));
+        timer.note();
+        let noted = timeline.micros.load(Relaxed);
+        assert!(noted >= 2_000, "a wait that lasts is seen");
+        drop(timer);
+        assert_eq!(timeline.finished.load(Relaxed), 1);
+        assert!(timeline.micros.load(Relaxed) >= noted);
+        assert_eq!(timeline.micros.load(Relaxed), global.wait_lsn_micros.load(Relaxed));
+        assert_eq!(global.snapshot().wait_lsn_seconds.counts.iter().sum::<u64>(), 1);
+    }
 
     #[test]
     fn a_value_on_a_bound_belongs_to_that_bound() {

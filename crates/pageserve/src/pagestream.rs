@@ -350,7 +350,7 @@ impl PageStream {
             return Ok(Ok(()));
         }
         let timeout = self.context.config.wait_lsn_timeout;
-        match self.wait(handle.wait_for_lsn(lsn, timeout)) {
+        match self.wait(handle.wait_for_lsn(lsn, timeout, &self.context.metrics)) {
             None => Err(self.stopped()),
             Some(Ok(())) => Ok(Ok(())),
             Some(Err(WaitError::Timeout(text))) => Ok(Err(PageError::LsnTimeout(text))),

@@ -9,6 +9,7 @@
 //! so it waits at most for reads that are running, never for a client. Slot and timeline locks are never held together.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,7 @@ use pagecore::{Key, Lsn, ShardIdentity};
 use tokio::sync::{oneshot, watch};
 
 use crate::ids::{ShardIndex, TenantShardId, TimelineId};
-use crate::metrics::TimelineMetrics;
+use crate::metrics::{Metrics, TimelineMetrics, WaitTimer};
 use crate::source::PageSource;
 use crate::throttle::Throttle;
 
@@ -204,7 +205,11 @@ impl Timeline {
     }
 
     /// Waits until `last_record_lsn >= lsn` (spec 3.3). Ends promptly when the timeline closes.
-    pub async fn wait_for_lsn(&self, lsn: Lsn, timeout: Duration) -> Result<(), WaitError> {
+    pub async fn wait_for_lsn(&self, lsn: Lsn, timeout: Duration, metrics: &Metrics) -> Result<(), WaitError> {
+        if lsn <= self.source.last_record_lsn() {
+            return Ok(());
+        }
+        let timer = WaitTimer::start(&self.metrics.waits, metrics);
         let mut closed = self.watch_closed();
         let (reached, wait) = oneshot::channel();
         self.source.on_lsn(
@@ -219,6 +224,7 @@ impl Timeline {
                 Err(WaitError::Closed(why.ok().and_then(|why| *why).unwrap_or(Closed::Shutdown)))
             }
             reached = wait => reached.map_err(|_| WaitError::Closed(Closed::Shutdown)),
+            never = note_while_waiting(&timer) => match never {},
             () = tokio::time::sleep(timeout) => Err(WaitError::Timeout(format!(
                 "Timed out while waiting for WAL record at LSN {lsn} to arrive, last_record_lsn {} \
                  disk consistent LSN={}, WalReceiver status: {}",
@@ -227,6 +233,16 @@ impl Timeline {
                 lock(&self.receiver_status),
             ))),
         }
+    }
+}
+
+/// Notes the time of a long wait after 1 s, 11 s, 21 s, …
+async fn note_while_waiting(timer: &WaitTimer<'_>) -> Infallible {
+    let mut pause = Duration::from_secs(1);
+    loop {
+        tokio::time::sleep(pause).await;
+        timer.note();
+        pause = Duration::from_secs(10);
     }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -24,7 +25,9 @@ async def get_status(request: Request) -> Response:
 @router.get("/metrics")
 async def get_metrics(request: Request) -> Response:
     query_flag(request, "use_latest", default=False)  # Nothing is cached, so every answer is the latest.
-    return Response(context_of(request).metrics(), media_type="text/plain; version=0.0.4")
+    # In a thread: with many tenants it takes longer than requests should wait.
+    text = await asyncio.to_thread(context_of(request).metrics)
+    return Response(text, media_type="text/plain; version=0.0.4")
 
 
 @router.get("/swagger.yml")

@@ -5,5 +5,7 @@ Log lines are an event and fields; metrics keep the names of metrics.md, also wh
 
 from pageserver.observe.logging import configure_logging
 from pageserver.observe.metrics import render_metrics
+from pageserver.observe.process_metrics import EventCounts, ProcessMetrics
+from pageserver.observe.startup import StartupTimes
 
-__all__ = ["configure_logging", "render_metrics"]
+__all__ = ["EventCounts", "ProcessMetrics", "StartupTimes", "configure_logging", "render_metrics"]

@@ -14,6 +14,8 @@ from typing import Any, Literal, TextIO, cast
 
 import structlog
 
+from pageserver.observe.process_metrics import EventCounts
+
 
 class PatientStream:
     """A text stream that does not mind if it cannot be written to; what it could not write may be lost."""
@@ -31,8 +33,10 @@ class PatientStream:
             self._stream.flush()
 
 
-def configure_logging(log_format: Literal["plain", "json", "test"], *, level: int = logging.INFO) -> Any:
-    """Set up structlog for the process and return the root logger. Called once, at start."""
+def configure_logging(
+    log_format: Literal["plain", "json", "test"], *, level: int = logging.INFO, events: EventCounts | None = None
+) -> Any:
+    """Set up structlog for the process and return the root logger; `events` counts lines. Called once, at start."""
     colours = log_format == "plain" and sys.stdout.isatty()
     renderer: Any = (
         structlog.processors.JSONRenderer()
@@ -42,6 +46,7 @@ def configure_logging(log_format: Literal["plain", "json", "test"], *, level: in
     tail: list[Any] = [structlog.processors.format_exc_info, renderer] if log_format == "json" else [renderer]
     structlog.configure(
         processors=[
+            *([] if events is None else [events.processor]),
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from pageserver.clock import Clock
+from pageserver.counts import ServerCounts
 from pageserver.errors import CorruptDataError, PreconditionFailedError, UnavailableError
 from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantShardId, TimelineId
@@ -99,6 +100,7 @@ class RemoteContext:
     clock: Clock
     log: Any
     failpoints: Failpoints = field(default_factory=Failpoints.off)
+    counts: ServerCounts = field(default_factory=ServerCounts)
 
 
 class RemoteTimeline:
@@ -139,6 +141,7 @@ class RemoteTimeline:
             policy=context.uploads,
             clock=context.clock,
             log=self._log,
+            counts=context.counts,
         )
 
     # Looking
@@ -161,6 +164,11 @@ class RemoteTimeline:
     @property
     def queue(self) -> UploadQueue:
         return self._queue
+
+    @property
+    def server_counts(self) -> ServerCounts:
+        """What is counted over all timelines."""
+        return self._context.counts
 
     @property
     def is_archived(self) -> bool:
@@ -365,7 +373,7 @@ class RemoteTimeline:
         target = self._directory / paths.local_layer_name(name, entry.generation)
         temporary = target.with_name(f"{target.name}.{temporary_number:x}.temp_download")
         await self._context.failpoints.pause("before-downloading-layer-stream-pausable")
-        size = await self._context.storage.download(self._key(name, entry), temporary)
+        size = await self._fetch(self._key(name, entry), temporary)
         if size != entry.file_size:
             raise CorruptDataError(
                 f"According to layer file metadata should have downloaded {entry.file_size} bytes "
@@ -379,6 +387,20 @@ class RemoteTimeline:
         return target
 
     # Private
+
+    async def _fetch(self, key: str, temporary: Path) -> int:
+        """Download one object, counted. Returns its size."""
+        call, clock = ("layer", "download"), self._context.clock
+        counts = self._queue.counts
+        started, status = clock.monotonic_seconds(), "failure"
+        counts.start(call)
+        try:
+            size = await self._context.storage.download(key, temporary)
+            status = "success"
+        finally:
+            counts.finish(call)
+            self._context.counts.client_seconds[*call, status].observe(clock.monotonic_seconds() - started)
+        return size
 
     def _check(self, index: IndexPart) -> None:
         if self.keeps_layers:

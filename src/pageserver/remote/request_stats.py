@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import Enum
 
+from pageserver.counts import Histogram
 from pageserver.errors import NotFoundError
 
 BOUNDS_SECONDS = (0.0001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 50.0, 100.0)
@@ -44,27 +44,12 @@ class RequestResult(Enum):
     CANCELLED = "cancelled"
 
 
-@dataclass(slots=True)
-class Histogram:
-    """Times in seconds. `counts[i]` are those not above `BOUNDS_SECONDS[i]` and above the bound before; the last one
-    counts what is above all.
-    """
-
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_SECONDS) + 1))
-    sum_seconds: float = 0.0
-
-    def observe(self, seconds: float) -> None:
-        place = next((i for i, bound in enumerate(BOUNDS_SECONDS) if seconds <= bound), len(BOUNDS_SECONDS))
-        self.counts[place] += 1
-        self.sum_seconds += seconds
-
-
 class RequestStats:
     """Counters of one store. An absent object is a good answer ("404 counts as ok", remote-storage.md 17)."""
 
     def __init__(self) -> None:
-        self.requests = {(kind, result): Histogram() for kind in RequestKind for result in RequestResult}
-        self.waits = {kind: Histogram() for kind in RequestKind}
+        self.requests = {(kind, result): Histogram(BOUNDS_SECONDS) for kind in RequestKind for result in RequestResult}
+        self.waits = {kind: Histogram(BOUNDS_SECONDS) for kind in RequestKind}
         self.cancelled_waits = dict.fromkeys(RequestKind, 0)
         self.deleted_objects = 0
 

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pageserver.clock import Clock
+from pageserver.counts import ServerCounts
 from pageserver.errors import StoppedError
 from pageserver.remote.backoff import WARN_AFTER, pause_unless
+from pageserver.remote.client_counts import ClientCounts, call_of
 from pageserver.remote.index_part import IndexPart
 from pageserver.remote.retry import pause_seconds
 from pageserver.remote.upload_operations import Barrier, Operation, Shutdown, UploadIndex, UploadPolicy, choose_next
@@ -54,7 +56,10 @@ class UploadQueue:
         policy: UploadPolicy,
         clock: Clock,
         log: Any,
+        counts: ServerCounts | None = None,
     ) -> None:
+        self.counts = ClientCounts()
+        self._server_counts = counts or ServerCounts()
         self.clean = clean
         """The index that is known to be in the store, or that a new timeline begins with."""
         self.has_uploaded_index = False
@@ -97,6 +102,8 @@ class UploadQueue:
     def schedule(self, *operations: Operation) -> None:
         """Append operations and start what may start. Raises QueueStoppedError."""
         self.check_accepts()
+        for operation in operations:
+            self.counts.schedule(operation)
         self._queued.extend(operations)
         self._launch()
 
@@ -111,6 +118,8 @@ class UploadQueue:
         if self._is_stopped:
             return
         self._is_stopped = True
+        for operation in (*self._queued, *self._running.values()):
+            self.counts.end(operation)
         for operation in self._queued:
             if isinstance(operation, Barrier) and not operation.reached.done():
                 operation.reached.set_exception(
@@ -151,6 +160,8 @@ class UploadQueue:
                 return
             del self._queued[choice.position : choice.position + len(choice.coalesced) + 1]
             self._coalesced += len(choice.coalesced)
+            for index in choice.coalesced:
+                self.counts.end(index)
             if isinstance(choice.operation, Barrier):
                 if not choice.operation.reached.done():
                     choice.operation.reached.set_result(None)
@@ -170,9 +181,11 @@ class UploadQueue:
             if self._cancelled.is_set():
                 self.stop()
                 return
+            started = self._clock.monotonic_seconds()
             try:
                 await self._execute(operation)
             except Exception as error:
+                self._observe(operation, started, "failure")
                 tell = self._log.info if failures < WARN_AFTER else self._log.warning
                 tell(f"failed to perform remote task {operation}, will retry (attempt {failures}): {error}")
                 self._failures += 1
@@ -180,14 +193,22 @@ class UploadQueue:
                 failures += 1
                 continue
             break
+        self._observe(operation, started, "success")
         if failures:
             self._log.info(f"remote task {operation} completed successfully after {failures} retries")
         self._complete(number, operation)
+
+    def _observe(self, operation: Operation, started: float, status: str) -> None:
+        """Note how long one attempt took."""
+        call = call_of(operation)
+        if call is not None:
+            self._server_counts.client_seconds[*call, status].observe(self._clock.monotonic_seconds() - started)
 
     def _complete(self, number: int, operation: Operation) -> None:
         if self._is_stopped:
             return
         del self._running[number]
+        self.counts.end(operation)
         if isinstance(operation, UploadIndex):
             assert number > self._clean_number, "indices are uploaded in order"
             self.clean, self._clean_number, self.has_uploaded_index = operation.index, number, True

@@ -72,9 +72,9 @@ def backup_point(timeline: Timeline, *, lsn: Lsn | None, provided_prev_lsn: Lsn 
     return BackupPoint(at, PrevLsn.unknown())
 
 
-def send_backup(timeline: Timeline, request: BackupRequest, sink: BackupSink, *, mtime: int) -> None:
-    """Write the archive into the sink. Blocking. A client that goes away ends it quietly; other errors are told to the
-    client.
+def send_backup(timeline: Timeline, request: BackupRequest, sink: BackupSink, *, mtime: int) -> bool:
+    """Write the archive into the sink. Blocking. A client that goes away ends it quietly, with False; other errors are
+    told to the client.
 
     Raises what was told, for the log.
     """
@@ -84,9 +84,11 @@ def send_backup(timeline: Timeline, request: BackupRequest, sink: BackupSink, *,
         sink.finish()
     except StoppedError:
         sink.fail("shutdown", "")
+        return False
     except Exception as error:
         sink.fail("not_found" if isinstance(error, NotFoundError) else "error", str(error))
         raise
+    return True
 
 
 def _archive(timeline: Timeline, request: BackupRequest, mtime: int) -> Iterator[bytes]:

@@ -9,18 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from pageserver import _core
 from pageserver.config import ServerSettings
+from pageserver.counts import STARTUP_BOUNDS, Histogram, histograms
 from pageserver.errors import PageServerError
 from pageserver.ids import ShardIndex, TenantId, TenantShardId, TimelineId
 from pageserver.repository import ObjectTimeline
 from pageserver.serve.backups import send_backup
 from pageserver.tenant import TenantFacts, TenantManager, TenantStatus
 from pageserver.timeline import Timeline
+from pageserver.timeline.state import TimelineStatus
+
+
+@dataclass(frozen=True, slots=True)
+class PageServiceMetrics:
+    """`service` and the values of `timelines` are what `_core.PageService.metrics` and `ServedTimeline.metrics` say."""
+
+    service: Mapping[str, Any]
+    timelines: Mapping[tuple[TenantShardId, TimelineId], Mapping[str, Any]]
+    backup_seconds: Mapping[str, Histogram]
+
 
 BACKUPS_MAX = 8
 """Archives made at once; more wait for their turn."""
@@ -35,6 +50,9 @@ class PageServiceRoom:
         self._log = log
         self._manager: TenantManager | None = None
         self._in_transition: set[TenantShardId] = set()
+        self._served: dict[tuple[TenantShardId, TimelineId], _core.ServedTimeline] = {}
+        self.backup_seconds = histograms(("ok", "error", "client_error"), STARTUP_BOUNDS)
+        self._counting = threading.Lock()
         self._backups = ThreadPoolExecutor(max_workers=BACKUPS_MAX, thread_name_prefix="backup")
         self._service = _core.PageService(
             listen=_numeric(settings.listen_pg_addr),
@@ -43,6 +61,14 @@ class PageServiceRoom:
             wait_lsn_timeout_seconds=settings.wait_lsn_timeout.seconds,
             max_batch_size=pipelining.max_batch_size if pipelining.mode == "pipelined" else 1,
             batching=pipelining.batching,
+        )
+
+    def metrics(self) -> PageServiceMetrics:
+        """Return everything that is counted, as the compiled service gives it."""
+        return PageServiceMetrics(
+            self._service.metrics(),
+            {key: served.metrics() for key, served in list(self._served.items())},
+            self.backup_seconds,
         )
 
     async def start(self, manager: TenantManager) -> None:
@@ -73,6 +99,8 @@ class PageServiceRoom:
         )
 
     def tenant_gone(self, shard: TenantShardId) -> None:
+        for key in [key for key in self._served if key[0] == shard]:
+            del self._served[key]
         if shard not in self._in_transition:
             self._service.remove_shard(bytes(shard.tenant_id), _index(shard))
 
@@ -92,10 +120,13 @@ class PageServiceRoom:
         shard, store = timeline.tenant_shard_id, timeline.store
         source = store.page_source if isinstance(store, ObjectTimeline) else store
         assert isinstance(source, _core.TimelineStore | _core.PageBridge), "pages go through the compiled service"
-        self._service.attach_timeline(bytes(shard.tenant_id), _index(shard), bytes(timeline.timeline_id), source)
+        self._served[shard, timeline.timeline_id] = self._service.attach_timeline(
+            bytes(shard.tenant_id), _index(shard), bytes(timeline.timeline_id), source
+        )
 
     def detach(self, timeline: Timeline) -> None:
         shard = timeline.tenant_shard_id
+        self._served.pop((shard, timeline.timeline_id), None)
         self._service.close_timeline(bytes(shard.tenant_id), _index(shard), bytes(timeline.timeline_id))
 
     # What the service asks (in the event loop; must not block)
@@ -128,8 +159,9 @@ class PageServiceRoom:
         return self._manager.get(_shard_id(tenant_id, shard)).get_timeline(TimelineId(timeline_id))
 
     def _send_backup(self, timeline: Timeline, request: _core.BackupRequest, sink: _core.BackupSink) -> None:
+        started = time.monotonic()
         try:
-            send_backup(timeline, request, sink, mtime=int(time.time()))
+            is_complete = send_backup(timeline, request, sink, mtime=int(time.time()))
         except Exception as error:
             expected = isinstance(error, PageServerError)
             self._log.error(
@@ -138,6 +170,14 @@ class PageServiceRoom:
                 error=str(error),
                 exc_info=None if expected else error,
             )
+            self._observe_backup("error", started)
+            return
+        if is_complete or timeline.state.status is TimelineStatus.ACTIVE:
+            self._observe_backup("ok" if is_complete else "client_error", started)
+
+    def _observe_backup(self, result: str, started: float) -> None:
+        with self._counting:
+            self.backup_seconds[result].observe(time.monotonic() - started)
 
 
 def _index(shard: TenantShardId) -> tuple[int, int]:

@@ -87,10 +87,12 @@ class GarbageCollector:
         """
         await self._failpoints.fail("before-timeline-gc")
         async with self._exclusion:
+            started = self._clock.monotonic_seconds()
             await self._failpoints.sleep("gc_iteration_internal_after_getting_gc_timelines")
             cutoff = await self._find_cutoff(timeline, gc_horizon)
             await timeline.advance_gc_cutoff(cutoff)
             report = await asyncio.to_thread(self._repository.collect_garbage, timeline.timeline_id, cutoff)
+            timeline.note_operation("gc", self._clock.monotonic_seconds() - started)
         self._log.info(
             "garbage collected",
             timeline=str(timeline.timeline_id),

@@ -58,7 +58,10 @@ async def load_timelines(
     """
     manifest = await insist(keeper.read, resources)
     outcome = LoadOutcome(offloaded=[] if manifest is None else list(manifest.offloaded_timelines))
+    started = resources.clock.monotonic_seconds()
     found = await _read_documents(resources, shard, generation, outcome)
+    preloaded = resources.clock.monotonic_seconds()
+    resources.counts.preload_seconds.observe(preloaded - started)
     _keep_ancestors(found, outcome, resources)
     loaded: dict[TimelineId, Timeline] = {}
     for timeline_id in ancestors_first(found.indices, outcome.broken):
@@ -81,6 +84,7 @@ async def load_timelines(
     keep = {*found.indices, *outcome.broken, *outcome.importing, *outcome.deleted}
     await asyncio.to_thread(_purge, paths.timelines_directory(resources.workdir, shard), keep, resources)
     await opener.keep_only(keep)
+    resources.counts.attach_seconds.observe(resources.clock.monotonic_seconds() - preloaded)
     return outcome
 
 

@@ -117,6 +117,30 @@ class InProgress:
 Slot = Tenant | SecondarySlot | InProgress
 
 
+class _Slots(dict[TenantShardId, Slot]):
+    """The map itself; `writes` counts its changes."""
+
+    writes = 0
+
+    def __setitem__(self, shard: TenantShardId, slot: Slot) -> None:
+        self.writes += 1
+        super().__setitem__(shard, slot)
+
+    def __delitem__(self, shard: TenantShardId) -> None:
+        self.writes += 1
+        super().__delitem__(shard)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCounts:
+    """How many slots are in which mode, and how often the map has changed."""
+
+    attached: int
+    secondary: int
+    in_progress: int
+    writes: int
+
+
 @dataclass(frozen=True, slots=True)
 class LocationRequest:
     """A `location_config` request after its form was checked. `mode` None means detached, `generation` None claims
@@ -135,8 +159,9 @@ class TenantManager:
         self.map_state = MapState.INITIALIZING
         self._resources = resources
         self.downloads = resources.downloads
+        self.counts = resources.counts
         self._log = resources.log
-        self._slots: dict[TenantShardId, Slot] = {}
+        self._slots = _Slots()
         self._tasks = TaskScope()
         self._warmup = WarmupQueue(resources.settings.concurrent_tenant_warmup)
         self.heatmaps = HeatmapUploader(
@@ -180,6 +205,7 @@ class TenantManager:
         for shard in found.keys() - locations.keys():
             self._log.warning("Detaching tenant, control plane omitted it in re-attach response", tenant=str(shard))
             await asyncio.to_thread(self._purge_directory, shard)
+        self.counts.startup_scheduled += sum(isinstance(location.mode, Attached) for location in locations.values())
         for shard, location in locations.items():
             if isinstance(location.mode, Secondary):
                 self._slots[shard] = SecondarySlot(location)
@@ -247,6 +273,12 @@ class TenantManager:
             raise NotFoundError("Tenant shard not found", shard=shard)
         return _location_of(self._slots[shard])
 
+    def slot_counts(self) -> SlotCounts:
+        kinds = [type(slot) for slot in list(self._slots.values())]
+        return SlotCounts(
+            kinds.count(Tenant), kinds.count(SecondarySlot), kinds.count(InProgress), writes=self._slots.writes
+        )
+
     @property
     def local_data_loss_suspected(self) -> bool:
         return self._resources.generations.local_data_loss_suspected
@@ -309,7 +341,7 @@ class TenantManager:
             if isinstance(old, Tenant):
                 await old.shut_down(flush=False)
             await asyncio.to_thread(self._purge_directory, shard)
-            self._slots.pop(shard, None)
+            self._forget(shard)
             self._hurry_deletions()
 
     async def delete(self, shard: TenantShardId) -> None:
@@ -332,7 +364,11 @@ class TenantManager:
                 await delete_tenant_objects(self._resources.storage, shard, check=check)
             await asyncio.to_thread(self._purge_directory, shard)
             await delete_tenant_objects(self._resources.storage, shard, check=check)
-            self._slots.pop(shard, None)
+            self._forget(shard)
+
+    def _forget(self, shard: TenantShardId) -> None:
+        if shard in self._slots:
+            del self._slots[shard]
 
     async def reset(self, shard: TenantShardId, *, drop_cache: bool) -> None:
         """Attach a shard anew in its generation, from what is stored of it (tenants.md 8.3); with `drop_cache` without
@@ -442,7 +478,7 @@ class TenantManager:
     def _spawn(self, shard: TenantShardId, location: LocationConfig, *, lazy: bool) -> None:
         tenant = Tenant(shard, location, self._resources)
         self._slots[shard] = tenant
-        tenant.start(self._warmup if lazy else None)
+        tenant.start(self._warmup if lazy else None, is_startup=self.map_state is MapState.INITIALIZING)
 
     @asynccontextmanager
     async def _changing_config(self, shard: TenantShardId, slot: Tenant | SecondarySlot) -> AsyncIterator[None]:

@@ -67,6 +67,7 @@ class TimelineOpener:
             clock=resources.clock,
             log=resources.log.bind(tenant=str(shard)),
             failpoints=resources.failpoints,
+            counts=resources.counts,
         )
 
     async def load(

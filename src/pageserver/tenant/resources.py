@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pageserver.clock import Clock
 from pageserver.config import ServerSettings
+from pageserver.counts import ServerCounts
 from pageserver.failpoints import Failpoints
 from pageserver.ids import TenantShardId
 from pageserver.remote import ObjectStorage
@@ -74,3 +75,4 @@ class TenantResources:
     log: Any
     uploads: UploadPolicy = field(default_factory=UploadPolicy)
     failpoints: Failpoints = field(default_factory=Failpoints.off)
+    counts: ServerCounts = field(default_factory=ServerCounts)

@@ -172,13 +172,16 @@ class Tenant:
         self.changing_config = asyncio.Lock()
         """Held while a changed location is written to disk and takes effect."""
         self._wanted = asyncio.Event()
+        self._is_startup = False
+        self._constructed_at = resources.clock.monotonic_seconds()
 
     # Lifecycle
 
-    def start(self, warmup: WarmupQueue | None = None) -> None:
+    def start(self, warmup: WarmupQueue | None = None, *, is_startup: bool = False) -> None:
         """Begin to attach in the background, when `warmup`, if given, says so. Poll `state` or wait with
-        `wait_active`.
+        `wait_active`. `is_startup`: the tenant was found when the server started.
         """
+        self._is_startup = is_startup
         self._resources.pages.tenant_changed(self)
         self._tasks.spawn(self._attach(warmup), name=f"attach {self.shard}", on_failure=self._attach_failed)
 
@@ -388,6 +391,7 @@ class Tenant:
 
     async def _attach(self, warmup: WarmupQueue | None) -> None:
         failpoints = self._resources.failpoints
+        constructed, clock, counts = self._constructed_at, self._resources.clock, self._resources.counts
         await failpoints.sleep("before-attaching-tenant")
         if warmup is None:
             await self._load()
@@ -401,6 +405,8 @@ class Tenant:
             self._run(timeline)
             self._activate(timeline)
         self._become(TenantState(TenantStatus.ACTIVE))
+        counts.activation_seconds.observe(clock.monotonic_seconds() - constructed)
+        self._note_startup(is_active=True)
         for timeline in self.open_timelines():
             self.start_source(timeline)
         if self.garbage.removes_versions:
@@ -434,6 +440,13 @@ class Tenant:
     def _attach_failed(self, error: Exception) -> None:
         self._log.error("attach failed", error=str(error), exc_info=error)
         self._become(TenantState(TenantStatus.BROKEN, str(error)))
+        self._note_startup(is_active=False)
+
+    def _note_startup(self, *, is_active: bool) -> None:
+        """Count, once, a tenant that was found at the start."""
+        if self._is_startup:
+            self._is_startup = False
+            self._resources.counts.note_startup(self._resources.clock.monotonic_seconds(), is_active=is_active)
 
     def _become(self, state: TenantState) -> None:
         if self.state.status is TenantStatus.STOPPING:

@@ -89,6 +89,10 @@ class CoreEngine:
         """Return what is counted about redo, by the names of metrics.md (see ``_core.RedoMetrics.snapshot``)."""
         return self._redo_metrics.snapshot()
 
+    def cache_counts(self) -> Mapping[str, tuple[int, int, int, int]]:
+        """Return hits, misses, entries and bytes of the caches ``blocks`` and ``pages``."""
+        return self._caches.stats()
+
     def close(self) -> None:
         """Remove the redo templates."""
         self._scratch.close()

@@ -21,6 +21,7 @@ from typing import Any
 
 from pageserver.clock import Clock
 from pageserver.config import TenantSettings
+from pageserver.counts import OPERATION_BOUNDS, WalCounts, histograms
 from pageserver.errors import LsnTimeoutError, PageServerError, StoppedError
 from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
@@ -107,6 +108,9 @@ class Timeline:
         self._flushed_one = asyncio.Event()
         self._failpoints = failpoints or Failpoints.off()
         self._unscheduled: LayerFacts | None = None
+        self.operations = histograms(("layer flush", "gc"), OPERATION_BOUNDS)
+        """Times of background operations, for metrics."""
+        self.wal_counts = WalCounts(remote.server_counts)
 
     @property
     def last_record_lsn(self) -> Lsn:
@@ -257,6 +261,11 @@ class Timeline:
         layer = self.store.open_layer()
         return (self._physical_size() or 0) + (0 if layer is None else layer.size_bytes)
 
+    def note_operation(self, name: str, seconds: float) -> None:
+        """Count a background operation that ended well."""
+        self.operations[name].observe(seconds)
+        self.remote.server_counts.operation_seconds[name].observe(seconds)
+
     def detail(self) -> TimelineInfo:
         """Describe the timeline as it is now (http-api.md 5.3)."""
         index = self.remote.index
@@ -340,7 +349,10 @@ class Timeline:
         if self._unscheduled is None:
             await self._failpoints.pause("flush-frozen-pausable")
             await self._failpoints.pause("flush-frozen-exit")
+            started = self._clock.monotonic_seconds()
             self._unscheduled = await asyncio.to_thread(self.store.flush_oldest, self.generation.number)
+            if self._unscheduled is not None:
+                self.note_operation("layer flush", self._clock.monotonic_seconds() - started)
         return self._unscheduled
 
     def _schedule_flushed(self, layer: LayerFacts) -> None:

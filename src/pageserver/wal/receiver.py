@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Any, Final, Protocol
 
 from pageserver.clock import Clock
+from pageserver.counts import ServerCounts, WalCounts
 from pageserver.errors import PageServerError, StoppedError, UnavailableError
 from pageserver.failpoints import Failpoints
 from pageserver.lsn import INVALID_LSN, Lsn
@@ -154,6 +155,7 @@ class WalReceiver:
         is_overtaken: Callable[[], Awaitable[bool]] | None = None,
         failpoints: Failpoints | None = None,
         ingest_pause: Callable[[], str | None] = lambda: None,
+        counts: WalCounts | None = None,
     ) -> None:
         """`is_overtaken` asks whether another server has the timeline in a newer generation, `ingest_pause` why nothing
         may be ingested now, if so.
@@ -170,6 +172,7 @@ class WalReceiver:
         self._is_overtaken = is_overtaken
         self.failpoints = failpoints or Failpoints.off()
         self.gate = IngestGate(ingest_pause, clock=clock, log=log)
+        self.counts = counts or WalCounts(ServerCounts())
         self._pauses = RetryPauses()
         self.state = ReceiverState()
 
@@ -246,6 +249,7 @@ class WalReceiver:
 
     async def _follow(self) -> None:
         connection = await self._connect()
+        self.counts.connected()
         try:
             await self._check_source(connection)
             session = _Session(self, connection)
@@ -446,7 +450,7 @@ class _Session:
                 if self._ended:
                     return
                 continue
-            before = self._receiver.timeline.last_record_lsn
+            before, records = self._receiver.timeline.last_record_lsn, applier.records
             wal = b"".join(self._queue)
             self._queue.clear()
             self._queued_bytes = 0
@@ -457,6 +461,7 @@ class _Session:
             while step is IngestStep.ROLL:
                 await self._receiver.timeline.roll()
                 step = await run_blocking(applier.go_on)
+            self._receiver.counts.ingested(records=applier.records - records, size_bytes=len(wal))
             await self._receiver.failpoints.fail("walreceiver-after-ingest")
             if self._receiver.timeline.last_record_lsn > before:
                 self._receiver.note_processed()

@@ -344,6 +344,7 @@ class PrimarySource:
             clock=self._clock,
             log=self._log,
             is_overtaken=self._slot.is_overtaken,
+            counts=timeline.wal_counts,
             failpoints=self._failpoints,
             ingest_pause=lambda: timeline.ingest_pause(),
         )

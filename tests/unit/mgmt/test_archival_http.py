@@ -64,7 +64,7 @@ async def test_archival_and_offload_answer_as_specified(tmp_path: Path) -> None:
             ("ancestor_timeline_id", str(ROOT)),
             ("ancestor_retain_lsn", POINT),
         ]
-        labels = f'{{tenant_id="{TENANT}",shard_id="0000"}}'
+        labels = f'{{shard_id="0000",tenant_id="{TENANT}"}}'
         assert f"pageserver_tenant_offloaded_timelines{labels} 1" in (await api.client.get("/metrics")).text
         assert await put(api, BRANCH, "archival_config", UNARCHIVED) == (
             412,

@@ -285,7 +285,7 @@ async def test_metrics_name_what_was_ignored(api: Api) -> None:
     text = (await api.client.get("/metrics")).text
     assert 'pageserver_config_ignored_items{item="foo"} 1' in text
     assert (
-        f'pageserver_last_record_lsn{{tenant_id="{TENANT}",shard_id="0000",timeline_id="{ROOT}"}} {int(START)}' in text
+        f'pageserver_last_record_lsn{{shard_id="0000",tenant_id="{TENANT}",timeline_id="{ROOT}"}} {int(START)}' in text
     )
 
 

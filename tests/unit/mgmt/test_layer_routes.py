@@ -49,7 +49,7 @@ async def test_a_layer_is_evicted_and_downloaded_again(api: Api) -> None:
     assert await api.ask("GET", path) == (200, None)
     assert await layers_of(api) == {one: False, other: False}
     assert (await api.client.delete(f"{path}-v1-00000001/")).status_code == 200, "a generation's suffix is dropped"
-    labels = f'tenant_id="{TENANT}",shard_id="0000",timeline_id="{ROOT}"'
+    labels = f'shard_id="0000",tenant_id="{TENANT}",timeline_id="{ROOT}"'
     assert f"pageserver_evictions{{{labels}}} 2\n" in (await api.client.get("/metrics")).text
 
 

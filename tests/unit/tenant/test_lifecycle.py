@@ -228,7 +228,7 @@ async def test_a_failed_flush_is_told_and_tried_again(tmp_path: Path) -> None:
         await timeline.freeze_and_flush()
     assert timeline.durable_lsn == START
     assert timeline.detail().to_json()["ingest_stalled"] == "[Errno 28] No space left on device"
-    labels = f'{{tenant_id="{TENANT}",shard_id="0000",timeline_id="{ROOT}"}}'
+    labels = f'{{shard_id="0000",tenant_id="{TENANT}",timeline_id="{ROOT}"}}'
     metrics = render_metrics(world.manager, [], "").decode()
     assert f"pageserver_ingest_stalled{labels} 1" in metrics
     assert f"pageserver_flush_failures_total{labels} 1" in metrics
