@@ -9,6 +9,7 @@ import pytest
 from pageserver.lsn import Lsn
 from pageserver.remote import LocalStore, paths
 from pageserver.tenant.manager import TenantNotFoundError
+from pageserver.timeline import Timeline
 from tests.steps.recorder import read_bucket
 from tests.steps.scenario import Promises, Restart, Scenario, crash_everywhere, record, settle
 from tests.unit.tenant.test_lifecycle import active, attach, follow_primary
@@ -90,6 +91,80 @@ async def test_of_a_timeline_without_remote_storage(tmp_path: Path) -> None:
     scenario = Scenario(prepare, delete_branch, check_branch_is_gone, stores_layers=False)
     recording = await record(scenario, tmp_path / "whole")
     assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 10
+
+
+# One that was offloaded
+
+
+async def prepare_offloaded(world: World) -> None:
+    await prepare(world)
+    archival = world.manager.get(TENANT).archival
+    await archival.archive(BRANCH)
+    await archival.offload(BRANCH)
+
+
+async def check_offloaded_branch_is_gone(world: World, promises: Promises, restart: Restart) -> None:
+    """Until it is marked, it stays offloaded, with its name."""
+    tenant = world.manager.get(TENANT)
+    await settle(tenant)
+    if BRANCH in tenant.archival.offloaded:
+        assert "accepted" not in promises
+        assert tenant.names.get("work") == BRANCH
+        await tenant.delete_timeline(BRANCH)
+        await gone(world)
+    await check_branch_is_gone(world, {"accepted": True}, restart)
+
+
+async def test_of_an_offloaded_timeline(tmp_path: Path) -> None:
+    scenario = Scenario(prepare_offloaded, delete_branch, check_offloaded_branch_is_gone)
+    recording = await record(scenario, tmp_path / "whole")
+    assert recording.failpoints >= DELETION_POINTS
+    assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 10
+
+
+# One whose import runs
+
+
+async def prepare_importing(world: World) -> None:
+    """An import that has begun, and published its layers, and does not come to its end."""
+    world.way_in.die_before_finish = True
+    tenant = await attach(world)
+    await tenant.create_from_primary(ROOT, {"conninfo": "host=primary"})
+
+    async def is_published() -> bool:
+        return isinstance(entry := tenant.timelines[ROOT], Timeline) and bool(entry.remote.clean_index.layers)
+
+    await eventually(is_published)
+
+
+async def delete_importing(world: World, promises: Promises) -> None:
+    tenant = world.manager.get(TENANT)
+    await tenant.delete_timeline(ROOT)
+    promises["accepted"] = True
+
+    async def is_gone() -> bool:
+        return ROOT not in tenant.timelines
+
+    await eventually(is_gone)
+
+
+async def check_import_is_gone(world: World, promises: Promises, restart: Restart) -> None:
+    """A deletion that was accepted is not undone by an import that begins again."""
+    tenant = world.manager.get(TENANT)
+    await settle(tenant)
+    if "accepted" in promises:
+        assert ROOT not in tenant.timelines
+    if ROOT in tenant.timelines:
+        await active(tenant, ROOT)
+        await delete_importing(world, {})
+    assert [key for key in read_bucket(world.storage.root) if str(ROOT) in key] == []
+
+
+async def test_of_a_timeline_whose_import_runs(tmp_path: Path) -> None:
+    scenario = Scenario(prepare_importing, delete_importing, check_import_is_gone)
+    recording = await record(scenario, tmp_path / "whole")
+    assert recording.failpoints >= DELETION_POINTS
+    assert await crash_everywhere(scenario, recording, tmp_path / "crashes") >= 8
 
 
 # A whole tenant

@@ -36,7 +36,6 @@ DELETION_POINTS = (
     "timeline-delete-before-schedule",
     "timeline-delete-after-rm",
     "deletion-queue-before-execute",
-    "timeline-delete-before-index-delete",
     "timeline-delete-after-index-delete",
 )
 
@@ -65,11 +64,14 @@ class Doomed:
 
 @pytest.mark.slow
 def test_a_server_that_ends_at_failpoints_goes_on(
-    make_server: MakeServer, postgres_installation: Callable[[int], Installation], server_dir: Path
+    make_server: MakeServer,
+    postgres_installation: Callable[[int], Installation],
+    server_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Goal: after each end the work is done by itself, or by repeating the request; nothing is lost or damaged.
 
-    Method: flush, run initdb, branch, configure, evict, download, offload, delete; end at each failpoint; compare
+    Method: import, flush, run initdb, branch, configure, evict, download, offload, delete; end at failpoints; compare
     pages; scrub.
     """
     bucket = f"{{local_path='{server_dir / 'bucket'}'}}"
@@ -84,8 +86,20 @@ def test_a_server_that_ends_at_failpoints_goes_on(
         doomed = Doomed(server)
         server.pagectl("tenant", "create")
         (tenant,) = server.api("GET", "/v1/tenant")
-        root = server.pagectl("timeline", "create", "--primary", primary.conninfo())["timeline_id"]
-        path = f"/v1/tenant/{tenant['id']}/timeline/"
+        path, root = f"/v1/tenant/{tenant['id']}/timeline/", "11" * 16
+        follow = {"new_timeline_id": root, "primary": {"conninfo": primary.conninfo()}}
+
+        def import_from_primary() -> None:
+            server.api("POST", path, follow)
+            server.wait_for(lambda: is_active(server, path + root), 60, "the import")
+
+        # The import begins again by itself, and ends once more, by what the environment says.
+        monkeypatch.setenv("FAILPOINTS", "before-upload-layer=1*sleep(3000);before-upload-index=exit")
+        doomed.ends_at("before-upload-index", import_from_primary)
+        assert server.wait_for_end(60) == 1
+        monkeypatch.delenv("FAILPOINTS")
+        server.start()
+        server.wait_for(lambda: is_active(server, path + root), 60, "the import")
         key = first_block(primary)
         for number, failpoint in enumerate(FLUSH_POINTS):
             written: list[Lsn] = []

@@ -35,7 +35,7 @@ SCENARIOS = {
     "a deletion": Scenario(test_deletions.prepare, test_deletions.delete_branch, test_deletions.check_branch_is_gone),
     "an offload": Scenario(test_deletions.prepare, test_moves.offload_and_return, test_moves.check_branch_can_return),
 }
-MOMENTS = 5
+MOMENTS = 3
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
