@@ -14,9 +14,10 @@ from pageserver.errors import (
     NotBuiltError,
     PreconditionFailedError,
     RequestError,
+    StoppedError,
     UnavailableError,
 )
-from pageserver.ids import TenantShardId, TimelineId
+from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import IndexPart, TimelineMetadata
 from pageserver.remote.source_document import SourceDocument
@@ -61,6 +62,16 @@ class ShardedBootstrapError(NotBuiltError):
 
     def __init__(self, *, shard: TenantShardId) -> None:
         super().__init__("bootstrap of a timeline of a sharded tenant", shard=shard)
+
+
+class StaleCreationError(StoppedError):
+    """503: another server has the tenant in a newer generation; what is made here would not be seen there."""
+
+    def __init__(self, *, shard: TenantShardId, generation: Generation) -> None:
+        super().__init__(
+            f"tenant {shard} is attached elsewhere in a newer generation than {generation}: no cluster is made here",
+            shard=shard,
+        )
 
 
 @dataclass(frozen=True, slots=True)

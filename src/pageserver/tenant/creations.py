@@ -42,12 +42,13 @@ from pageserver.tenant.creation import (
     IdempotencyKey,
     NeverEqual,
     ShardedBootstrapError,
+    StaleCreationError,
     UnknownAncestorError,
     check_branch_point,
     index_of_branch,
     is_repeat,
 )
-from pageserver.tenant.deletion import delete_timeline_objects, mark_deleted
+from pageserver.tenant.deletion import delete_timeline_objects, holds_newest_generation, mark_deleted
 from pageserver.tenant.limits import TenantLimits
 from pageserver.tenant.opening import TimelineOpener, remove_tree
 from pageserver.tenant.owned import run_owned
@@ -243,6 +244,7 @@ class TimelineCreations:
             paths.timelines_directory(self._resources.workdir, self._shard), new_id, secrets.token_hex(4)
         )
         try:
+            await self._check_may_store_archive()
             if existing_id is None:
                 made_by = await self._resources.way_in.make_data_directory(scratch.data, pg_version)
                 await self._store_archive(new_id, scratch)
@@ -260,12 +262,18 @@ class TimelineCreations:
             self.running.discard(new_id)
             await asyncio.to_thread(scratch.remove)
 
+    async def _check_may_store_archive(self) -> None:
+        """The archive has no generation in its name: a server that was overtaken would write over the newer one's."""
+        if not await holds_newest_generation(self._resources, self._shard, self._generation):
+            raise StaleCreationError(shard=self._shard, generation=self._generation)
+
     async def _store_archive(self, new_id: TimelineId, scratch: _Scratch) -> None:
         archive = scratch.archive("upload")
         size = await asyncio.to_thread(initdb_archive.pack, scratch.data, archive)
         if size > initdb_archive.USUAL_SIZE_BYTES_MAX:
             self._log.warning("initdb archive is unusually large", timeline=str(new_id), bytes=size)
         await self._resources.failpoints.pause("before-initdb-upload")
+        await self._check_may_store_archive()
         await initdb_archive.upload(
             self._resources.storage,
             self._shard.tenant_id,

@@ -167,3 +167,29 @@ async def test_a_read_only_branch_takes_no_wal(tmp_path: Path) -> None:
     with pytest.raises(PreconditionFailedError, match="read-only"):
         await tenant.import_wal(BRANCH, nothing(), start_lsn=START, end_lsn=START)
     await again.stop()
+
+
+async def test_a_server_that_was_overtaken_makes_no_cluster(tmp_path: Path) -> None:
+    """Goal: an archive, which has no generation in its name, is never written over by a stale server. Method: attach
+    elsewhere while initdb runs here, and make the same timeline there.
+    """
+    worlds = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        worlds.append(await World.start(tmp_path / name, bucket=tmp_path / "bucket"))
+    one, two = worlds
+    old = await attach(one)
+    one.way_in.initdb_may_end = asyncio.Event()
+    creation = asyncio.ensure_future(bootstrap(old))
+    await one.way_in.initdb_began.wait()
+    new = await attach(two)
+    await bootstrap(new)
+    key = paths.initdb_key(TENANT.tenant_id, ROOT)
+    before = await two.storage.head(key)
+    one.way_in.initdb_may_end.set()
+    with pytest.raises(StoppedError, match="no cluster is made here"):
+        await creation
+    assert await two.storage.head(key) == before
+    assert ROOT not in old.timelines
+    await one.kill()
+    await two.stop()
