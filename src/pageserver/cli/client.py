@@ -51,6 +51,13 @@ class ApiClient:
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._ask("POST", path, json=body).json()
 
+    def post_status(self, path: str, body: Mapping[str, Any]) -> int:
+        """Post where the status of success is the answer."""
+        return self._ask("POST", path, json=body).status_code
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self._ask("PATCH", path, json=body).json()
+
     def put(self, path: str, body: Any = None, **params: Any) -> Any:
         return self._ask("PUT", path, json=body, params=_given(params)).json()
 

@@ -15,7 +15,10 @@ from pageserver.cli.client import DEFAULT_URL, ApiClient, Session
 COMMAND_MODULES = (
     "status",
     "tenant",
+    "tenant_location",
     "timeline",
+    "timeline_log",
+    "server_state",
     "page",
     "layer",
     "index_part",
@@ -43,8 +46,31 @@ def main(context: click.Context, url: str, as_json: bool) -> None:
     context.obj = Session(client=client, as_json=as_json, console=console)
 
 
+def take_json_anywhere(group: click.Group) -> None:
+    """Let `--json` stand behind every command, too."""
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            take_json_anywhere(command)
+        elif all("--json" not in parameter.opts for parameter in command.params):
+            command.params.append(
+                click.Option(
+                    ["--json"],
+                    is_flag=True,
+                    expose_value=False,
+                    callback=_print_json,
+                    help="Print JSON instead of tables.",
+                )
+            )
+
+
+def _print_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(Session).as_json = True
+
+
 for _name in COMMAND_MODULES:
     importlib.import_module(f"pageserver.cli.{_name}").register(main)
+take_json_anywhere(main)
 
 if __name__ == "__main__":
     main()

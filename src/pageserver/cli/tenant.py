@@ -30,7 +30,7 @@ def tenant() -> None:
 def create(session: Session, tenant_id: str | None, generation: int | None, settings: tuple[str, ...]) -> None:
     """Create a tenant, or attach one that exists in the store."""
     shard = str(TenantId.generate()) if tenant_id is None else str(parse_tenant(tenant_id))
-    body = {"mode": "AttachedSingle", "generation": generation, "tenant_conf": _settings(settings)}
+    body = {"mode": "AttachedSingle", "generation": generation, "tenant_conf": parse_settings(settings)}
     session.client.put(f"/v1/tenant/{shard}/location_config", body)
     info = session.client.get(f"/v1/tenant/{shard}")
     show(session, info, lambda: _table([info]))
@@ -97,7 +97,8 @@ def _text(value: object) -> str:
     return "?" if value is None else str(value)
 
 
-def _settings(texts: tuple[str, ...]) -> dict[str, Any]:
+def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Read settings of the form `key=value`, the value in TOML. Raises UsageError."""
     settings: dict[str, Any] = {}
     for text in texts:
         try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -13,7 +11,6 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
-    SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TransferSpeedColumn,
@@ -23,6 +20,7 @@ from rich.table import Table
 from pageserver.cli.client import ApiRefusal, Session, Unreachable, parse_timeline
 from pageserver.cli.moments import find_lsn
 from pageserver.cli.output import make_table, show, size_text, tenant_option
+from pageserver.cli.working import working
 from pageserver.errors import PageServerError
 from pageserver.ids import TimelineId
 from pageserver.lsn import Lsn
@@ -74,7 +72,7 @@ def create(
         body["existing_initdb_timeline_id"] = (
             None if initdb_of is None else str(session.resolve_timeline(shard, initdb_of))
         )
-    with _working(session, f"making timeline {new_id}"):
+    with working(session, f"making timeline {new_id}"):
         info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
     if conninfo is not None and not no_wait:
         info = _watch_import(session, f"/v1/tenant/{shard}/timeline/{new_id}")
@@ -291,15 +289,6 @@ def state_text(info: dict[str, Any]) -> str:
 def _set_archival(session: Session, tenant: str | None, timeline_id: str, state: str) -> None:
     session.client.put(f"{session.timeline_path(tenant, timeline_id)}/archival_config", {"state": state})
     show(session, None, lambda: make_table((state.lower(),), [(timeline_id,)]))
-
-
-@contextmanager
-def _working(session: Session, what: str) -> Iterator[None]:
-    """Show people that something goes on that has no measure."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
-        bar.add_task(what, total=None)
-        yield
 
 
 def _watch_import(session: Session, path: str) -> dict[str, Any]:
