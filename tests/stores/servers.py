@@ -18,9 +18,11 @@ import time
 from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import botocore.session
 import httpx
+from botocore.config import Config
 
 from tests.ports import free_port
 from tests.stores.provision import provision_azurite, provision_minio, provision_versitygw
@@ -108,21 +110,51 @@ class S3Server(StoreServer):
     REGION = "us-east-1"
     ENVIRONMENT: ClassVar[dict[str, str]] = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, keeps_versions: bool = False) -> None:
         super().__init__(directory)
         self._program = provision_versitygw()
+        self._keeps_versions = keeps_versions
 
     def command(self) -> list[str]:
         for folder in ("buckets", "metadata", "versions"):
             (self.directory / folder).mkdir(exist_ok=True)
         keys = ["--access", self.ACCESS_KEY, "--secret", self.SECRET_KEY, "--region", self.REGION]
-        # Metadata beside the objects: not every file system of a test machine has extended attributes.
-        posix = ["posix", "--sidecar", str(self.directory / "metadata"), str(self.directory / "buckets")]
+        # Metadata beside the objects: not every file system of a test machine has extended attributes. With them there
+        # a copy over a deletion marker would stay a marker.
+        sidecar = ["--sidecar", str(self.directory / "metadata")]
+        versions = ["--versioning-dir", str(self.directory / "versions")]
+        posix = ["posix", *(versions if self._keeps_versions else sidecar), str(self.directory / "buckets")]
         return [str(self._program), *keys, "--port", f"127.0.0.1:{self.port}", "--keep-alive", "--quiet", *posix]
 
     def make_bucket(self, name: str) -> None:
         """Make an empty bucket."""
         (self.directory / "buckets" / name).mkdir()
+
+    def client(self) -> Any:
+        """Return a client of botocore, for what our own store does not do."""
+        session = botocore.session.Session()
+        session.set_credentials(self.ACCESS_KEY, self.SECRET_KEY)
+        config = Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required")
+        return session.create_client("s3", region_name=self.REGION, endpoint_url=self.endpoint, config=config)
+
+    def keep_versions(self, bucket: str) -> None:
+        """Switch versioning of a bucket on."""
+        self.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+
+    def correct_version_times(self, bucket: str) -> None:
+        """Have all versions tell when they were written, as S3's do.
+
+        versitygw tells when a version was superseded, and of a deletion marker when the object before it was written.
+        The version's id, a ULID, begins with the right time.
+        """
+        objects, versions = self.directory / "buckets" / bucket, self.directory / "versions" / bucket
+        ids = {path: path.name for path in versions.rglob("*") if path.is_file()}
+        for path in (each for each in objects.rglob("*") if each.is_file()):
+            (attribute,) = (name for name in os.listxattr(path) if name.endswith("version-id"))
+            ids[path] = os.getxattr(path, attribute).decode()
+        for path, version_id in ids.items():
+            seconds = _milliseconds_of_ulid(version_id) / 1000
+            os.utime(path, (seconds, seconds))
 
     def settings(self, bucket: str, endpoint: str | None = None) -> str:
         """Return `[remote_storage]` in the form of `-c`."""
@@ -152,6 +184,14 @@ class MinioServer(S3Server):
     def make_bucket(self, name: str) -> None:
         """Make an empty bucket."""
         (self._data / name).mkdir(parents=True)
+
+
+def _milliseconds_of_ulid(text: str) -> int:
+    """Return the time in a ULID: its first ten characters, in Crockford's base 32."""
+    value = 0
+    for character in text[:10]:
+        value = value * 32 + "0123456789ABCDEFGHJKMNPQRSTVWXYZ".index(character)
+    return value
 
 
 class AzureServer(StoreServer):

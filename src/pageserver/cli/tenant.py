@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from pageserver.cli.client import Session, parse_tenant
 from pageserver.cli.output import make_table, show, size_text
+from pageserver.clock import SystemClock
 from pageserver.ids import TenantId
 
 
@@ -81,6 +83,26 @@ def generations(session: Session, tenant_id: str | None, limit: int | None) -> N
     )
     columns = ("generation", "node", "host", "claimed at", "instance")
     show(session, record, lambda: make_table(columns, rows), heading=heading)
+
+
+@tenant.command(name="time-travel")
+@click.argument("tenant_id")
+@click.option("--to", "travel_to", required=True, help="The moment, in RFC 3339 with Z.")
+@click.option("--done-if-after", help="Repeat an attempt that broke off: when that one began. Left out, it is now.")
+@click.pass_obj
+def time_travel(session: Session, tenant_id: str, travel_to: str, done_if_after: str | None) -> None:
+    """Bring the objects of a tenant back to how they were; versioned S3 buckets only. Detach it everywhere before."""
+    begun = done_if_after or SystemClock().now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    path = f"/v1/tenant/{parse_tenant(tenant_id)}/time_travel_remote_storage"
+    text = f"travelling to {travel_to}; if this breaks off, repeat it with --done-if-after {begun}"
+    with session.console.status(text) if not session.as_json else nullcontext():
+        session.client.put(path, travel_to=travel_to, done_if_after=begun)
+    answer = {"travel_to": travel_to, "done_if_after": begun}
+    show(
+        session,
+        answer,
+        lambda: make_table(("brought back to", "attach it with"), [(travel_to, "pagectl tenant create")]),
+    )
 
 
 @tenant.command()

@@ -8,9 +8,20 @@ from starlette.responses import JSONResponse, Response
 
 from pageserver.errors import NotFoundError
 from pageserver.mgmt.app import context_of
-from pageserver.mgmt.requests import unsharded_tenant_id
+from pageserver.mgmt.requests import required_query_param, tenant_shard_id, unsharded_tenant_id
+from pageserver.mgmt.timeline_routes import parse_timestamp
 
 router = APIRouter()
+
+
+@router.put("/v1/tenant/{tenant_shard_id}/time_travel_remote_storage")
+async def time_travel(request: Request) -> Response:
+    """Bring the objects of a shard that is not here back to how they were. Repeat with the same `done_if_after`."""
+    shard = tenant_shard_id(request)
+    travel_to = required_query_param(request, "travel_to", parse_timestamp)
+    done_if_after = required_query_param(request, "done_if_after", parse_timestamp)
+    await context_of(request).manager.time_travel(shard, travel_to=travel_to, done_if_after=done_if_after)
+    return JSONResponse(None)
 
 
 @router.get("/v1/tenant/{tenant_id}/scan_remote_storage")

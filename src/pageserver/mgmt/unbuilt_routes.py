@@ -34,7 +34,6 @@ UNBUILT: list[tuple[str, str]] = [
     ("POST", "/hadron-internal/reset_alert_gauges"),
     ("GET", _TENANT + "/synthetic_size"),
     ("PUT", _TENANT + "/shard_split"),
-    ("PUT", _TENANT + "/time_travel_remote_storage"),
     ("POST", _TENANT + "/secondary/download"),
     ("GET", _TENANT + "/secondary/status"),
     ("PUT", _TENANT + "/break"),

@@ -16,10 +16,10 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import obstore
 from obstore.exceptions import NotModifiedError
@@ -39,6 +39,10 @@ from pageserver.remote.storage import (
     StoreUnavailableError,
     check_key,
 )
+from pageserver.remote.versions import ObjectVersion, TimeTravelUnsupportedError
+
+if TYPE_CHECKING:
+    from pageserver.remote.s3_versions import S3Versions
 
 CHECKSUM_METADATA = "crc32c"
 """Name of the user metadata that holds a layer's CRC-32C as 8 hex digits."""
@@ -65,14 +69,23 @@ class CloudStore:
     """A bucket, or what is below a prefix of it. `name` is for messages: kind, bucket and endpoint."""
 
     def __init__(
-        self, store: S3Store | AzureStore | GCSStore, *, name: str, prefix: str, options: CloudOptions
+        self,
+        store: S3Store | AzureStore | GCSStore,
+        *,
+        name: str,
+        prefix: str,
+        options: CloudOptions,
+        open_versions: Callable[[], S3Versions] | None = None,
     ) -> None:
+        """`open_versions` is there where old versions can be listed and copied."""
         assert not prefix or prefix.endswith("/"), "a prefix ends with a slash"
         self.name = name
         self.stats = RequestStats()
         self._store = store
         self._prefix = prefix
         self._options = options
+        self._open_versions = open_versions
+        self._versions: S3Versions | None = None
         self._reads = asyncio.Semaphore(options.concurrency)
         self._writes = asyncio.Semaphore(options.concurrency)
 
@@ -211,6 +224,36 @@ class CloudStore:
         async with self._request(RequestKind.LIST, "list", prefix, 10 * self._options.timeout_seconds):
             found = await obstore.list_with_delimiter_async(self._store, wanted)
         return sorted(path.removeprefix(wanted).rstrip("/") for path in found["common_prefixes"])
+
+    @property
+    def has_versions(self) -> bool:
+        """Whether `list_versions` and `restore_version` can be asked."""
+        return self._open_versions is not None
+
+    async def list_versions(self, prefix: str, *, limit: int) -> list[ObjectVersion]:
+        """See `versions.VersionedStore`."""
+        versions = await self._opened_versions()
+        found: list[ObjectVersion] = []
+        following: dict[str, str] | None = {}
+        while following is not None and len(found) < limit:
+            async with self._request(RequestKind.LIST_VERSIONS, "list versions", prefix, self._options.timeout_seconds):
+                page, following = await asyncio.to_thread(versions.list_page, self._prefix + prefix, following)
+            found += (replace(version, key=version.key.removeprefix(self._prefix)) for version in page)
+        return found[:limit]
+
+    async def restore_version(self, version: ObjectVersion) -> None:
+        """See `versions.VersionedStore`."""
+        versions = await self._opened_versions()
+        whole = replace(version, key=self._path(version.key))
+        async with self._request(RequestKind.TIME_TRAVEL, "restore", version.key, self._options.timeout_seconds):
+            await asyncio.to_thread(versions.copy, whole)
+
+    async def _opened_versions(self) -> S3Versions:
+        if self._open_versions is None:
+            raise TimeTravelUnsupportedError
+        if self._versions is None:
+            self._versions = await asyncio.to_thread(self._open_versions)
+        return self._versions
 
     async def _put(self, key: str, content: bytes, mode: Any) -> None:
         path = self._path(key)

@@ -19,12 +19,15 @@ from pageserver.clock import Clock
 from pageserver.config import InvalidSettingError, RemoteStorage
 from pageserver.remote.cloud_store import CloudOptions, CloudStore
 from pageserver.remote.local_store import LocalStore
-from pageserver.remote.retry import RetryingStorage
+from pageserver.remote.retry import RetryingStorage, single_attempts
 from pageserver.remote.storage import ObjectStorage
 from pageserver.remote.unreliable import UnreliableStorage
+from pageserver.remote.versions import TimeTravelUnsupportedError, VersionedStore
 
 if TYPE_CHECKING:  # these exist in the stubs only
     from obstore.store import ClientConfig, RetryConfig, S3Config
+
+    from pageserver.remote.s3_versions import S3Versions
 
 _MEBIBYTE = 1 << 20
 _CONNECT_TIMEOUT = timedelta(seconds=5)
@@ -99,7 +102,43 @@ def _open_s3(settings: RemoteStorage) -> CloudStore:
         credential_provider=AwsCredentials(),
     )
     name = _name("S3 bucket", settings.bucket_name, settings.endpoint_in_use)
-    return CloudStore(store, name=name, prefix=_bucket_prefix(settings), options=_options(settings))
+    return CloudStore(
+        store,
+        name=name,
+        prefix=_bucket_prefix(settings),
+        options=_options(settings),
+        open_versions=lambda: _open_versions(settings, name),
+    )
+
+
+def _open_versions(settings: RemoteStorage, name: str) -> S3Versions:
+    from pageserver.remote.s3_versions import S3Options, S3Versions
+
+    assert settings.bucket_name is not None and settings.bucket_region is not None, "the kind follows from them"
+    copy_arguments = {
+        "StorageClass": settings.upload_storage_class,
+        "ServerSideEncryption": settings.server_side_encryption,
+        "SSEKMSKeyId": settings.sse_kms_key_id,
+        "BucketKeyEnabled": settings.sse_bucket_key_enabled,
+    }
+    options = S3Options(
+        bucket=settings.bucket_name,
+        region=settings.bucket_region,
+        endpoint=settings.endpoint_in_use,
+        timeout_seconds=settings.timeout.nanos / 1e9,
+        concurrency=settings.concurrency_limit,
+        copy_arguments={key: value for key, value in copy_arguments.items() if value is not None},
+    )
+    return S3Versions(options, name=name)
+
+
+def versioned_store(storage: ObjectStorage) -> VersionedStore:
+    """Return the half of a store that knows old versions. Raises TimeTravelUnsupportedError."""
+    store = single_attempts(storage)
+    inner = store.inner if isinstance(store, UnreliableStorage) else store
+    if not (isinstance(inner, CloudStore) and inner.has_versions):
+        raise TimeTravelUnsupportedError
+    return store if isinstance(store, UnreliableStorage) else inner
 
 
 def _open_azure(settings: RemoteStorage) -> CloudStore:

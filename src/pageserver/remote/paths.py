@@ -86,6 +86,20 @@ def names_base_key(tenant_id: TenantId) -> str:
     return f"names/{tenant_id}.json"
 
 
+def history_prefixes(shard: TenantShardId) -> list[str]:
+    """Return the prefixes that time travel brings back: not manifests, heatmaps and claims (remote-storage.md 15;
+    standalone.md 1). What all shards share belongs to shard zero.
+    """
+    tenant_id = shard.tenant_id
+    unsharded = TenantShardId.unsharded(tenant_id)
+    prefixes = []
+    if shard.is_shard_zero():
+        prefixes = [timelines_prefix(unsharded), sources_prefix(unsharded), names_base_key(tenant_id)]
+    if shard != unsharded:
+        prefixes += [timelines_prefix(shard), sources_prefix(shard)]
+    return prefixes
+
+
 def claims_prefix(shard: TenantShardId) -> str:
     return f"generations/{shard}/"
 

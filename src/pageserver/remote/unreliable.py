@@ -17,7 +17,9 @@ from enum import Enum
 from pathlib import Path
 from random import Random
 
+from pageserver.remote.cloud_store import CloudStore
 from pageserver.remote.storage import FetchedObject, ObjectStorage, StoredObject, StoreUnavailableError
+from pageserver.remote.versions import ObjectVersion
 
 _PERCENT_MAX = 100
 
@@ -31,6 +33,7 @@ class SimulatedOperation(Enum):
     DOWNLOAD = "Download"
     DELETE = "Delete"
     DELETE_MANY = "DeleteObjects"
+    TIME_TRAVEL = "TimeTravelRecover"
 
 
 class SimulatedFailureError(StoreUnavailableError):
@@ -110,6 +113,22 @@ class UnreliableStorage:
     async def list_directories(self, prefix: str) -> list[str]:
         self._attempt(SimulatedOperation.LIST, prefix)
         return await self._inner.list_directories(prefix)
+
+    @property
+    def inner(self) -> ObjectStorage:
+        """The store below, which does not fail on purpose."""
+        return self._inner
+
+    async def list_versions(self, prefix: str, *, limit: int) -> list[ObjectVersion]:
+        """Fail as the recovery of a whole prefix."""
+        assert isinstance(self._inner, CloudStore), "only such a store keeps versions"
+        self._attempt(SimulatedOperation.TIME_TRAVEL, prefix)
+        return await self._inner.list_versions(prefix, limit=limit)
+
+    async def restore_version(self, version: ObjectVersion) -> None:
+        """The recovery of the prefix has failed before, or does not."""
+        assert isinstance(self._inner, CloudStore), "only such a store keeps versions"
+        await self._inner.restore_version(version)
 
     def _attempt(self, operation: SimulatedOperation, *paths: str) -> None:
         counter = (operation, paths)

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from random import Random
@@ -32,8 +33,10 @@ from pageserver.ids import Generation, TenantId, TenantShardId
 from pageserver.remote import GenerationRecord, paths, read_generations
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.local_store import make_directory_durable, overwrite_durably, sync_directory
+from pageserver.remote.open_store import versioned_store
 from pageserver.remote.retry import pause_seconds
 from pageserver.remote.scan import StoredShard, scan_tenant
+from pageserver.remote.versions import recover
 from pageserver.tenant.deletion import check_may_delete, delete_tenant_objects
 from pageserver.tenant.heatmap_upload import HeatmapUploader
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, LocationConfigError, Secondary
@@ -395,6 +398,28 @@ class TenantManager:
     async def scan_remote_storage(self, tenant_id: TenantId) -> list[StoredShard]:
         """Return what the bucket has of a tenant, attached here or not."""
         return await scan_tenant(self._resources.storage, tenant_id)
+
+    async def time_travel(self, shard: TenantShardId, *, travel_to: datetime, done_if_after: datetime) -> None:
+        """Bring a shard's objects back to how they were at a moment (remote-storage.md 15). It must not be here.
+
+        Raises: RequestError, what `remote.versions.recover` raises.
+        """
+        self._check_changeable()
+        if travel_to > done_if_after:
+            raise RequestError(f"travel_to {travel_to.isoformat()} is after done_if_after {done_if_after.isoformat()}")
+        if shard in self._slots:
+            raise RequestError(f"Tenant {shard} is already attached at this pageserver", shard=shard)
+        store = versioned_store(self._resources.storage)
+        async with self._changing(shard):
+            await recover(
+                store,
+                paths.history_prefixes(shard),
+                travel_to=travel_to,
+                done_if_after=done_if_after,
+                is_stopping=lambda: self.map_state is MapState.SHUTTING_DOWN,
+                clock=self._resources.clock,
+                log=self._log.bind(tenant=str(shard)),
+            )
 
     def demote(self, shard: TenantShardId, generation: Generation) -> None:
         """Make an attached shard AttachedStale, since its generation is not the newest any more (standalone.md 1).
