@@ -720,8 +720,12 @@ class TimelineStore:
         redo: RedoPool | None,
         caches: Caches,
         download: Callable[[str], None] | None = None,
+        neon_until_lsn: int = 0,
     ) -> TimelineStore:
         """Open an empty store; ``add_layers`` tells it what layers there are.
+
+        Records that end at or below ``neon_until_lsn`` are Neon's, whatever ``flavour`` says: another source took over
+        there.
 
         ``download`` brings a layer, given by its logical name, to the path it was added with. It is called by threads
         that read, several at once for one layer, and blocks; without it all layers must be on this disk.
@@ -740,6 +744,24 @@ class TimelineStore:
     def gc_cutoff_lsn(self) -> int: ...
     def record_lsns(self) -> tuple[int, int]:
         """Return last and previous record LSN of one moment."""
+
+    def set_origin(
+        self,
+        *,
+        flavour: str,
+        neon_until_lsn: int,
+        hint_bits_logged: bool,
+        data_checksums: bool,
+    ) -> None:
+        """Have another source feed the timeline from now on; nothing may be ingested meanwhile."""
+
+    def set_gaps(self, gaps: Sequence[tuple[int, int]]) -> None:
+        """Let the page service refuse reads between the two ends of each gap; the ends themselves can be read."""
+
+    def resume_at(self, lsn: int) -> None:
+        """Make ``lsn`` the last record. Image layers of everything at ``lsn`` are in the map already, and everything
+        before is flushed. Raises: RequestError (is not so, or ``lsn`` is not beyond the last record).
+        """
 
     def set_gc_cutoff(self, lsn: int) -> None:
         """Move the applied cutoff forward; the page service refuses reads below it."""

@@ -20,6 +20,8 @@ FILES = {
     "N": "tests/unit/mgmt/test_name_routes.py",
     "O": "tests/integration/test_object_repository_with_real_histories.py",
     "R": "tests/integration/test_restore_and_verify.py",
+    "S": "tests/integration/test_source_changes.py",
+    "T": "tests/stores/test_time_travel.py",
 }
 ROW = re.compile(r"\| (?P<method>[A-Z]+) `(?P<path>[^`]+)`[^|]* \| [^|]+ \| (?P<tests>[^|]+) \|")
 TEST = re.compile(r"([A-Z]) `(test_\w+)`")

@@ -18,7 +18,7 @@ from pageserver.keyspace.directories import (
     decode_slru_directory,
     decode_twophase_directory,
 )
-from pageserver.keyspace.key import Key, RelTag, SlruKind
+from pageserver.keyspace.key import MAX_KEY, MIN_KEY, Key, RelTag, SlruKind
 from pageserver.postgres.control_file import ControlFile
 from pageserver.postgres.two_phase import TwoPhaseFileError, TwoPhaseFileIncompleteError
 from pageserver.wal.data_directory import DataDirectory, DataDirectoryError, Spool, scan_data_directory
@@ -144,6 +144,21 @@ def test_pieces_ascend_and_layers_hold_about_one_size(tmp_path: Path) -> None:
     assert blocks == sum(piece[4] for piece in pieces if len(piece) == 5)
     assert layers[-1].key_start.is_sparse()
     assert not layers[-2].key_end.is_sparse()
+
+
+@pytest.mark.parametrize("size", [PAGE, 2 * PAGE, 1 << 30])
+def test_layers_may_cover_the_whole_key_space_without_a_hole(tmp_path: Path, size: int) -> None:
+    """Goal: behind a gap no search goes past the images (docs/decisions/0008)."""
+    pieces = all_pieces(tmp_path, FILES)
+    layers = list(plan_layers(pieces, layer_size_bytes=size, whole_key_space=True))
+    assert (layers[0].key_start, layers[-1].key_end) == (MIN_KEY, MAX_KEY)
+    assert all(left.key_end == right.key_start for left, right in pairwise(layers))
+    usual = list(plan_layers(pieces, layer_size_bytes=size))
+    assert [layer.pieces for layer in layers] == [layer.pieces for layer in usual]
+    assert all(
+        wide.key_start <= narrow.key_start < narrow.key_end <= wide.key_end
+        for wide, narrow in zip(layers, usual, strict=True)
+    )
 
 
 def test_a_long_file_is_cut_at_the_right_offsets(tmp_path: Path) -> None:

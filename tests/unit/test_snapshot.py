@@ -30,10 +30,13 @@ from pageserver.keyspace.snapshot import (
 )
 from pageserver.keyspace.time_search import (
     Future,
+    LsnForTimestamp,
+    MomentInGapError,
     NoData,
     Past,
     Present,
     find_lsn_for_timestamp,
+    find_lsn_in_stretches,
     find_timestamp_for_lsn,
     from_postgres_time,
     to_postgres_time,
@@ -190,6 +193,23 @@ def test_time_is_found_between_commits() -> None:
     assert find[1500] == find[2000] == Present(Lsn(152))
     assert find[2500] == find[3000] == Present(Lsn(232))
     assert find[3500] == Future(Lsn(400))
+
+
+def test_time_is_found_in_each_stretch_of_a_history_with_a_gap() -> None:
+    """Behind the gap the page has no time at first, as one from a base backup."""
+    store = clog_world({80: 1000, 160: 2000, 320: 5000, 400: 6000})
+    store.put(Key.slru_block(SlruKind.CLOG, 0, 0), 240, PAGE)
+
+    def find(wanted: int) -> LsnForTimestamp:
+        return find_lsn_in_stretches(store, wanted, min_lsn=16, last_record_lsn=480, gaps=[(200, 280)])
+
+    assert find(500) == Past(Lsn(16))
+    assert find(1500) == Present(Lsn(152))
+    assert find(5500) == Present(Lsn(392))
+    assert find(6500) == Future(Lsn(480))
+    for inside in (2500, 5000):
+        with pytest.raises(MomentInGapError, match="gap of the timeline's history, which begins at 0/C8"):
+            find(inside)
 
 
 def test_time_search_without_commits_or_data() -> None:

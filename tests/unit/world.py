@@ -20,7 +20,7 @@ import structlog
 
 from pageserver.clock import SystemClock
 from pageserver.config import RepositoryKind, ServerSettings, parse_settings
-from pageserver.errors import MissingKeyError, NotFoundError, RequestError
+from pageserver.errors import MissingKeyError, NotFoundError, PreconditionFailedError, RequestError
 from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
@@ -30,6 +30,7 @@ from pageserver.remote.local_store import new_file, sync_directory
 from pageserver.remote.source_document import Flavour, SourceDocument, SourceTraits
 from pageserver.tenant import RootParameters, SourceSlot, TenantFacts, TenantManager, TenantResources, WalSource
 from pageserver.tenant.bucket_generations import BucketGenerations
+from pageserver.tenant.way_in import PreparedSource
 from pageserver.timeline import DownloadCounts, Engine, RedoPool, Repository, SourceStatus, StoreParameters, Timeline
 from pageserver.timeline.repository import LayeredRepository
 
@@ -102,6 +103,16 @@ class FakeStore:
 
     def release_reads(self, cutoff: int) -> None:
         raise NotImplementedError
+
+    def set_origin(self, **traits: Any) -> None:
+        self.origin = traits
+
+    def set_gaps(self, gaps: Sequence[tuple[int, int]]) -> None:
+        self.gaps = list(gaps)
+
+    def resume_at(self, lsn: int) -> None:
+        assert lsn > self.last_record_lsn and not self.size_bytes and not self.frozen
+        self.last_record_lsn, self.prev_record_lsn, self.disk_consistent_lsn = lsn, 0, lsn
 
     def set_gc_cutoff(self, lsn: int) -> None:
         self.gc_cutoff = lsn
@@ -254,11 +265,29 @@ class FakeWayIn:
         self.die_before_finish = False
         self.initdb_began = asyncio.Event()
         self.initdb_may_end: asyncio.Event | None = None
+        self.undone = 0
 
     async def prepare_primary(self, slot: SourceSlot, options: Mapping[str, Any]) -> Mapping[str, Any]:
         if options.get("conninfo") == "minimal":
             raise RequestError("wal_level is minimal", hint="set it to replica")
         return {"state": "importing", "flavour": "stock", "pg_version": 16, "connection": options["conninfo"]}
+
+    async def prepare_takeover(self, slot: SourceSlot, options: Mapping[str, Any]) -> PreparedSource:
+        if options.get("conninfo") == "other cluster":
+            raise RequestError("the primary's system identifier is another one")
+
+        async def undo() -> None:
+            self.undone += 1
+
+        return PreparedSource({"flavour": "stock", "pg_version": 16, "connection": options["conninfo"]}, undo)
+
+    def document_of_resync(self, slot: SourceSlot) -> Mapping[str, Any]:
+        if slot.document is None or "connection" not in slot.document.body:
+            raise PreconditionFailedError("the timeline follows no primary")
+        return {**slot.document.body, "resync_from_lsn": "0/0"}
+
+    async def describe_source(self, slot: SourceSlot) -> Mapping[str, Any]:
+        return {} if slot.document is None else slot.document.body
 
     def open_source(self, slot: SourceSlot) -> WalSource | None:
         if slot.document is None or "connection" not in slot.document.body:

@@ -71,6 +71,7 @@ impl PyRedoMetrics {
 }
 
 #[pyclass(name = "RedoPool", frozen, module = "pageserver._core")]
+#[derive(Clone)]
 pub struct PyRedoPool {
     pool: Arc<RedoPool>,
     mode: RedoMode,
@@ -82,8 +83,8 @@ impl PyRedoPool {
     }
 
     /// The pool as the store of one timeline uses it.
-    pub fn for_timeline(&self, hint_bits_logged: bool, flavour: Flavour) -> Arc<dyn RedoProcess> {
-        Arc::new(TimelineRedo::new(Arc::clone(&self.pool), hint_bits_logged).with(flavour, self.mode))
+    pub fn for_timeline(&self, hint_bits_logged: bool, flavour: Flavour, neon_until: Lsn) -> Arc<dyn RedoProcess> {
+        Arc::new(TimelineRedo::new(Arc::clone(&self.pool), hint_bits_logged).with(flavour, neon_until, self.mode))
     }
 }
 

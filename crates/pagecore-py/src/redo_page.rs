@@ -36,7 +36,7 @@ pub fn redo_page<'py>(
         other => return Err(bad_argument(py, &format!("unknown flavour {other:?}"))),
     };
     let context = Context { major: pg_version, flavour, hint_bits_logged };
-    let process = redo.map(|pool| pool.for_timeline(hint_bits_logged, flavour));
+    let process = redo.map(|pool| pool.for_timeline(hint_bits_logged, flavour, Lsn::INVALID));
     let page = py
         .detach(|| {
             let collect = |(lsn, value): &(u64, PyBackedBytes)| Collected {
@@ -45,7 +45,7 @@ pub fn redo_page<'py>(
                 bytes: Bytes::copy_from_slice(value),
             };
             let newest_first: Vec<Collected> = values.iter().map(collect).collect();
-            reconstruct(&context, process.as_deref(), key, Lsn(lsn), None, &newest_first)
+            reconstruct(&context.into(), process.as_deref(), key, Lsn(lsn), None, &newest_first)
         })
         .or_raise(py)?;
     Ok(PyBytes::new(py, &page.bytes))

@@ -8,7 +8,7 @@ use pagecore::checksum::stamp_checksum;
 use pagecore::layer::{Compression, LayerName};
 use pagecore::{Flavour, Key, Lsn, RelTag, ShardIdentity, BLCKSZ};
 use pagestore::image_layer::{ImageLayerPlan, Piece};
-use pagestore::{LayerFetch, StoreError, TimelineConfig, WrittenLayer};
+use pagestore::{Gap, LayerFetch, StoreError, TimelineConfig, WalOrigin, WrittenLayer};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 
@@ -67,6 +67,14 @@ pub struct OpenLayerInfo {
 #[pyclass(frozen, weakref, module = "pageserver._core")]
 pub struct TimelineStore {
     pub(crate) store: Arc<pagestore::TimelineStore>,
+    redo: Option<PyRedoPool>,
+}
+
+impl TimelineStore {
+    fn origin(&self, flavour: Flavour, neon_until: Lsn, hint_bits_logged: bool, data_checksums: bool) -> WalOrigin {
+        let redo = self.redo.as_ref().map(|pool| pool.for_timeline(hint_bits_logged, flavour, neon_until));
+        WalOrigin { flavour, neon_until, hint_bits_logged, data_checksums, redo }
+    }
 }
 
 /// Pieces of an image layer, with the Python objects that own their bytes.
@@ -96,6 +104,14 @@ fn ranges_of(py: Python<'_>, ranges: &[KeyRange]) -> PyResult<Vec<std::ops::Rang
     ranges.iter().map(|(start, end)| Ok(key_of(py, start)?..key_of(py, end)?)).collect()
 }
 
+fn flavour_of(py: Python<'_>, flavour: &str) -> PyResult<Flavour> {
+    match flavour {
+        "neon" => Ok(Flavour::Neon),
+        "stock" => Ok(Flavour::Stock),
+        other => Err(bad_argument(py, &format!("unknown flavour {other:?}"))),
+    }
+}
+
 /// Asks Python for a layer that is not on this disk.
 struct Download(Py<PyAny>);
 
@@ -118,7 +134,7 @@ impl TimelineStore {
     #[new]
     #[pyo3(signature = (*, directory, tenant_id, timeline_id, shard, pg_version, flavour, hint_bits_logged,
         data_checksums, last_record_lsn, prev_record_lsn, disk_consistent_lsn, gc_cutoff_lsn, next_open_layer_at,
-        ancestor, ancestor_lsn, redo, caches, download = None))]
+        ancestor, ancestor_lsn, redo, caches, download = None, neon_until_lsn = 0))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only: everything a timeline is made from")]
     fn new(
         py: Python<'_>,
@@ -140,12 +156,9 @@ impl TimelineStore {
         redo: Option<&PyRedoPool>,
         caches: &Caches,
         download: Option<Py<PyAny>>,
+        neon_until_lsn: u64,
     ) -> PyResult<TimelineStore> {
-        let flavour = match flavour {
-            "neon" => Flavour::Neon,
-            "stock" => Flavour::Stock,
-            other => return Err(bad_argument(py, &format!("unknown flavour {other:?}"))),
-        };
+        let (flavour, neon_until) = (flavour_of(py, flavour)?, Lsn(neon_until_lsn));
         let (number, count, stripe_size) = shard;
         if count != 0 && number >= count || stripe_size == 0 {
             return Err(bad_argument(py, &format!("shard {number} of {count} with stripes of {stripe_size}")));
@@ -166,11 +179,36 @@ impl TimelineStore {
             next_open_layer_at: Lsn(next_open_layer_at),
             ancestor: ancestor.map(|a| Arc::clone(&a.store)),
             ancestor_lsn: Lsn(ancestor_lsn),
-            redo: redo.map(|pool| pool.for_timeline(hint_bits_logged, flavour)),
+            redo: None,
             caches: Arc::clone(&caches.caches),
             fetch: download.map(|download| Arc::new(Download(download)) as Arc<dyn LayerFetch>),
         };
-        Ok(TimelineStore { store: pagestore::TimelineStore::new(config).or_raise(py)? })
+        let store = pagestore::TimelineStore::new(config).or_raise(py)?;
+        let store = TimelineStore { store, redo: redo.cloned() };
+        store.store.set_origin(store.origin(flavour, neon_until, hint_bits_logged, data_checksums));
+        Ok(store)
+    }
+
+    #[pyo3(signature = (*, flavour, neon_until_lsn, hint_bits_logged, data_checksums))]
+    fn set_origin(
+        &self,
+        py: Python<'_>,
+        flavour: &str,
+        neon_until_lsn: u64,
+        hint_bits_logged: bool,
+        data_checksums: bool,
+    ) -> PyResult<()> {
+        let (flavour, neon_until) = (flavour_of(py, flavour)?, Lsn(neon_until_lsn));
+        self.store.set_origin(self.origin(flavour, neon_until, hint_bits_logged, data_checksums));
+        Ok(())
+    }
+
+    fn set_gaps(&self, gaps: Vec<(u64, u64)>) {
+        self.store.gaps().set(gaps.into_iter().map(|(from, to)| Gap { from: Lsn(from), to: Lsn(to) }).collect());
+    }
+
+    fn resume_at(&self, py: Python<'_>, lsn: u64) -> PyResult<()> {
+        py.detach(|| self.store.writer().resume_at(Lsn(lsn))).or_raise(py)
     }
 
     #[getter]

@@ -18,6 +18,7 @@ pub mod redo;
 pub mod redo_diff;
 pub mod redo_process;
 pub mod rel_size;
+pub mod source;
 pub mod timeline;
 pub mod values;
 
@@ -29,4 +30,5 @@ pub use inmemory::{Entry, InMemoryLayer, WriteBatch};
 pub use layer_file::{Caches, LayerFetch};
 pub use layer_writer::WrittenLayer;
 pub use redo::{RedoMode, RedoProcess, RedoProcessError};
+pub use source::{Gap, WalOrigin};
 pub use timeline::{OpenLayerInfo, TimelineConfig, TimelineStore, Writer};

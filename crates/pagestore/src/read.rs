@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pagecore::redo::Context;
 use pagecore::value::Value;
 use pagecore::{Key, Lsn};
 use smallvec::SmallVec;
@@ -26,6 +25,7 @@ use crate::layer_file::Extent;
 use crate::layer_map::{Layer, LayerMap};
 use crate::page_cache::{KnownPage, REPLAYED_RECORDS_MIN};
 use crate::reconstruct::{reconstruct, starts_from_zeros, Collected, Page};
+use crate::source::WalOrigin;
 use crate::timeline::TimelineStore;
 
 /// How long a read waits for an ancestor to reach the branch point.
@@ -318,10 +318,6 @@ impl TimelineStore {
         self.read_pages(keys).into_iter().map(|page| page.map(|p| p.bytes)).collect()
     }
 
-    pub(crate) fn context(&self) -> Context {
-        Context { major: self.pg_version, flavour: self.flavour, hint_bits_logged: self.hint_bits_logged }
-    }
-
     pub fn read_pages(&self, keys: &[(Key, Lsn)]) -> Vec<Result<Page, StoreError>> {
         self.read_and_keep(keys, Keep::Costly)
     }
@@ -366,12 +362,13 @@ impl TimelineStore {
         let mut plan = Plan { searches: keys.iter().map(search).collect(), ..Plan::default() };
         plan.walk(self);
         plan.fetch();
-        let context = self.context();
-        let finish = |search| self.finish(search, &context, last, keep);
+        let origin = self.origin();
+        let finish = |search| self.finish(search, &origin, last, keep);
         plan.searches.into_iter().map(finish).collect()
     }
 
-    fn finish(&self, search: Search, context: &Context, last: Lsn, keep: Keep) -> Result<Page, StoreError> {
+    fn finish(&self, search: Search, origin: &WalOrigin, last: Lsn, keep: Keep) -> Result<Page, StoreError> {
+        let context = &origin.contexts(self.pg_version);
         let Search { key, lsn, base, parts, state, .. } = search;
         match state {
             State::Failed(e) => return Err(e),
@@ -391,7 +388,7 @@ impl TimelineStore {
         }
         let is_from_cache = collected.is_empty();
         let base = base.map(|base| (base.lsn, base.bytes));
-        let page = reconstruct(context, self.redo.as_deref(), key, lsn, base, &collected)?;
+        let page = reconstruct(context, origin.redo.as_deref(), key, lsn, base, &collected)?;
         if lsn > last {
             return Ok(page);
         }

@@ -33,9 +33,31 @@ pub struct Page {
     pub replayed: usize,
 }
 
+/// What records mean, which a change of their source changes: those that end at or below `neon_until` are Neon's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contexts {
+    pub newest: Context,
+    pub neon_until: Lsn,
+}
+
+impl Contexts {
+    pub fn at(&self, lsn: Lsn) -> Context {
+        match lsn <= self.neon_until {
+            true => Context { flavour: Flavour::Neon, ..self.newest },
+            false => self.newest,
+        }
+    }
+}
+
+impl From<Context> for Contexts {
+    fn from(newest: Context) -> Contexts {
+        Contexts { newest, neon_until: Lsn::INVALID }
+    }
+}
+
 /// Makes the page of `key` as of `lsn` from values collected newest first, over `base` if they do not reach an image.
 pub fn reconstruct(
-    context: &Context,
+    context: &Contexts,
     process: Option<&dyn RedoProcess>,
     key: Key,
     lsn: Lsn,
@@ -96,13 +118,13 @@ pub fn reconstruct(
 }
 
 /// True if no record of the chain needs the process, or is to be sent there.
-fn is_native(context: &Context, process: Option<&dyn RedoProcess>, key: &Key, records: &[(Lsn, Record<'_>)]) -> bool {
+fn is_native(context: &Contexts, process: Option<&dyn RedoProcess>, key: &Key, records: &[(Lsn, Record<'_>)]) -> bool {
     let process_only = process.is_some_and(|process| process.mode() == RedoMode::ProcessOnly);
-    let needs_process = |record: &Record<'_>| match record {
+    let needs_process = |(lsn, record): &(Lsn, Record<'_>)| match record {
         Record::Postgres { .. } if process_only && key.is_rel_block() => true,
-        record => !can_apply(context, record),
+        record => !can_apply(&context.at(*lsn), record),
     };
-    !records.iter().any(|(_, record)| needs_process(record))
+    !records.iter().any(needs_process)
 }
 
 fn fail(key: Key, lsn: Lsn, detail: String) -> StoreError {
@@ -111,8 +133,8 @@ fn fail(key: Key, lsn: Lsn, detail: String) -> StoreError {
 
 /// The visibility map of a stock primary with `full_page_writes = off` begins with changes to a page of zeros that was
 /// never logged (spec stock.md 1).
-pub(crate) fn starts_from_zeros(context: &Context, key: &Key) -> bool {
-    context.flavour == Flavour::Stock && key.is_rel_block() && key.field5 == VM_FORK
+pub(crate) fn starts_from_zeros(context: &Contexts, key: &Key) -> bool {
+    context.newest.flavour == Flavour::Stock && key.is_rel_block() && key.field5 == VM_FORK
 }
 
 /// A base page has 8192 bytes; one of the CLOG may carry the 8 bytes of its timestamp.
@@ -127,7 +149,7 @@ fn check_size(key: &Key, base: Option<&(Lsn, Bytes)>) -> Result<(), StoreError> 
 }
 
 fn apply_all(
-    context: &Context,
+    context: &Contexts,
     process: Option<&dyn RedoProcess>,
     key: Key,
     lsn: Lsn,
@@ -136,7 +158,8 @@ fn apply_all(
 ) -> Result<(), StoreError> {
     let begun = Instant::now();
     for (record_lsn, record) in records {
-        apply(context, key, page, *record_lsn, record).map_err(|e| fail(key, lsn, e.to_string()))?;
+        let context = context.at(*record_lsn);
+        apply(&context, key, page, *record_lsn, record).map_err(|e| fail(key, lsn, e.to_string()))?;
     }
     if let Some(process) = process {
         process.note_native(begun.elapsed());
@@ -145,7 +168,7 @@ fn apply_all(
 }
 
 fn in_process_runs(
-    context: &Context,
+    context: &Contexts,
     process: &dyn RedoProcess,
     key: Key,
     lsn: Lsn,
@@ -168,7 +191,7 @@ fn in_process_runs(
             bytes
         } else {
             let base = page.as_ref().map(|(lsn, bytes)| (*lsn, &bytes[..]));
-            match process.redo(key, base, &wal, context.major) {
+            match process.redo(key, base, &wal, context.newest.major) {
                 Ok(bytes) => bytes.to_vec(),
                 Err(RedoProcessError::Failed(detail)) => return Err(fail(key, lsn, detail)),
                 Err(RedoProcessError::Unavailable(detail)) => return Err(StoreError::RedoUnavailable { key, detail }),
@@ -187,7 +210,10 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
     use std::time::Duration;
 
-    const STOCK_16: Context = Context { major: 16, flavour: Flavour::Stock, hint_bits_logged: false };
+    const STOCK_16: Contexts = Contexts {
+        newest: Context { major: 16, flavour: Flavour::Stock, hint_bits_logged: false },
+        neon_until: Lsn::INVALID,
+    };
 
     /// Answers with a page of sevens, and counts.
     struct Fake {

@@ -63,6 +63,13 @@ impl RelSizeCache {
         latest.drops += 1;
     }
 
+    /// Forgets the newest sizes: the timeline goes on from another state.
+    pub(crate) fn clear(&self) {
+        let mut latest = write(&self.latest);
+        latest.sizes.clear();
+        latest.drops += 1;
+    }
+
     /// To be taken before a read whose result goes to `learn_latest`.
     pub(crate) fn drops(&self) -> u64 {
         read(&self.latest).drops

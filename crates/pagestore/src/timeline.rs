@@ -24,6 +24,7 @@ use crate::layer_map::LayerMap;
 use crate::layer_writer::{LayerHome, WrittenLayer};
 use crate::redo::RedoProcess;
 use crate::rel_size::RelSizeCache;
+use crate::source::{GapList, WalOrigin};
 
 /// Everything a store is made from. Lifecycle and policy stay with the caller.
 pub struct TimelineConfig {
@@ -88,9 +89,9 @@ pub struct TimelineStore {
     pub(crate) home: LayerHome,
     pub(crate) shard: ShardIdentity,
     pub(crate) pg_version: u8,
-    pub(crate) flavour: Flavour,
-    pub(crate) hint_bits_logged: bool,
-    data_checksums: bool,
+    /// What its records and pages are like; changes when another source is set.
+    origin: RwLock<Arc<WalOrigin>>,
+    gaps: GapList,
     map: RwLock<Arc<LayerMap>>,
     /// Held while a new map is made from the old one.
     map_change: Mutex<()>,
@@ -105,7 +106,6 @@ pub struct TimelineStore {
     pub(crate) flush_lock: Mutex<()>,
     pub(crate) ancestor: Option<Arc<TimelineStore>>,
     pub(crate) ancestor_lsn: Lsn,
-    pub(crate) redo: Option<Arc<dyn RedoProcess>>,
     pub(crate) caches: Arc<Caches>,
     fetch: Option<Arc<dyn LayerFetch>>,
     pub(crate) rel_sizes: RelSizeCache,
@@ -133,9 +133,14 @@ impl TimelineStore {
             },
             shard: config.shard,
             pg_version: config.pg_version,
-            flavour: config.flavour,
-            hint_bits_logged: config.hint_bits_logged,
-            data_checksums: config.data_checksums,
+            origin: RwLock::new(Arc::new(WalOrigin {
+                flavour: config.flavour,
+                neon_until: Lsn::INVALID,
+                hint_bits_logged: config.hint_bits_logged,
+                data_checksums: config.data_checksums,
+                redo: config.redo,
+            })),
+            gaps: GapList::default(),
             map: RwLock::new(Arc::new(LayerMap::default())),
             map_change: Mutex::new(()),
             record_lsns: Mutex::new(RecordLsns { last: config.last_record_lsn, prev: config.prev_record_lsn }),
@@ -148,7 +153,6 @@ impl TimelineStore {
             flush_lock: Mutex::new(()),
             ancestor: config.ancestor,
             ancestor_lsn: config.ancestor_lsn,
-            redo: config.redo,
             caches: config.caches,
             fetch: config.fetch,
             rel_sizes: RelSizeCache::new(),
@@ -204,7 +208,22 @@ impl TimelineStore {
     }
 
     pub fn flavour(&self) -> Flavour {
-        self.flavour
+        self.origin().flavour
+    }
+
+    /// What its records and pages are like.
+    pub fn origin(&self) -> Arc<WalOrigin> {
+        Arc::clone(&read(&self.origin))
+    }
+
+    /// Another source feeds the timeline from now on. Ingest must not be running.
+    pub fn set_origin(&self, origin: WalOrigin) {
+        *write(&self.origin) = Arc::new(origin);
+    }
+
+    /// Where nothing can be read, since the WAL of that time never came.
+    pub fn gaps(&self) -> &GapList {
+        &self.gaps
     }
 
     pub fn pg_version(&self) -> u8 {
@@ -212,7 +231,7 @@ impl TimelineStore {
     }
 
     pub fn data_checksums(&self) -> bool {
-        self.data_checksums
+        self.origin().data_checksums
     }
 
     pub fn shard(&self) -> ShardIdentity {
@@ -459,6 +478,33 @@ impl Writer<'_> {
     /// Bytes of values in the open layer.
     pub fn open_layer_size(&self) -> u64 {
         self.store.map().open.as_ref().map_or(0, |l| l.size())
+    }
+
+    /// Goes on at `lsn`, where image layers of everything are in the map: what lies between here and the last record
+    /// is a gap. Nothing may be open or frozen, and nobody may be in the middle of a record.
+    pub fn resume_at(&mut self, lsn: Lsn) -> Result<(), StoreError> {
+        let store = self.store;
+        let map = store.map();
+        if map.open.is_some() || !map.frozen.is_empty() {
+            return Err(StoreError::Invalid(format!("cannot resume at {lsn}: what came before is not flushed")));
+        }
+        {
+            let mut lsns = lock(&store.record_lsns);
+            if lsn <= lsns.last {
+                return Err(StoreError::Invalid(format!(
+                    "cannot resume at {lsn}: the last record is at {}",
+                    lsns.last
+                )));
+            }
+            *lsns = RecordLsns { last: lsn, prev: Lsn::INVALID };
+        }
+        // Sizes that were the newest until now hold no longer.
+        store.rel_sizes.clear();
+        self.state.next_open_layer_at = Lsn(lsn.0 + 1);
+        store.set_disk_consistent_lsn(lsn);
+        store.last.store(lsn.0, Ordering::SeqCst);
+        store.wake_waiters();
+        Ok(())
     }
 
     pub fn put_batch(&mut self, batch: &WriteBatch) -> Result<(), StoreError> {

@@ -1,6 +1,10 @@
 use std::sync::mpsc;
 
+use pagecore::layer::Compression;
+use pagecore::RelTag;
+
 use super::*;
+use crate::image_layer::{ImageLayerPlan, Piece};
 use crate::testing::{store_config, TempDir};
 
 fn batch(lsn: u64) -> WriteBatch {
@@ -82,4 +86,39 @@ fn blocking_waits_end_by_record_deadline_or_shutdown() {
         }
     });
     assert_eq!(store.put_batch(&batch(0x30)), Err(StoreError::Stopped));
+}
+
+#[test]
+fn nothing_below_a_gap_is_seen_from_above_it() {
+    let dir = TempDir::new();
+    let store = TimelineStore::new(store_config(&dir, 0x10)).unwrap();
+    let rel = RelTag { spcnode: 1663, dbnode: 5, relnode: 16384, forknum: 0 };
+    let (gone, aux) = (Key::rel_block(rel, 0), Key { field1: 0x62, field6: 7, ..Key::MIN });
+    let mut old = batch(0x18);
+    old.push_image(gone, Lsn(0x18), &[7; 8192]);
+    old.push_image(aux, Lsn(0x18), b"file");
+    store.commit(&old, &[Lsn(0x18)]).unwrap();
+    store.rel_size_cache().set(rel, Lsn(0x18), 1);
+    assert!(store.writer().resume_at(Lsn(0x100)).is_err(), "not flushed");
+    store.freeze().unwrap();
+    store.flush_oldest(None).unwrap();
+    let everything = Key::MIN..Key::MAX;
+    let plan =
+        ImageLayerPlan { keys: everything, lsn: Lsn(0x100), generation: None, compression: Compression::Disabled };
+    store.write_image_layer(&plan, [Piece::Bytes { key: Key::CHECKPOINT, value: &[2; 88] }]).unwrap();
+    assert!(store.writer().resume_at(Lsn(0x18)).is_err(), "not forward");
+    store.writer().resume_at(Lsn(0x100)).unwrap();
+    assert_eq!(store.record_lsns(), (Lsn(0x100), Lsn::INVALID));
+    assert_eq!(store.disk_consistent_lsn(), Lsn(0x100));
+    assert_eq!(store.rel_size_cache().get(&rel, Lsn(0x100)), None);
+    store.commit(&batch(0x108), &[Lsn(0x108)]).unwrap();
+    assert_eq!(store.get(Key::CHECKPOINT, Lsn(0x108)).unwrap()[..], [1; 88]);
+    for above in [0x100, 0x108] {
+        assert!(matches!(store.get(gone, Lsn(above)), Err(StoreError::MissingKey { .. })));
+        assert_eq!(store.scan(aux..aux.next(), Lsn(above)).unwrap(), []);
+    }
+    for below in [0x18, 0xFF] {
+        assert_eq!(store.get(gone, Lsn(below)).unwrap()[..], [7; 8192]);
+        assert_eq!(store.scan(aux..aux.next(), Lsn(below)).unwrap().len(), 1);
+    }
 }

@@ -197,7 +197,8 @@ fn heap_records_of_a_neon_compute_are_not_given_to_a_process_that_would_misread_
     for (knows_neon_records, heap_works) in [(false, false), (true, true)] {
         let command = RedoCommand { knows_neon_records, ..shell(OBEDIENT) };
         let World { pool, metrics, .. } = world_of(LONG, move |_| Ok(command.clone()));
-        let timeline = TimelineRedo::new(Arc::clone(&pool), false).with(Flavour::Neon, RedoMode::ProcessOnly);
+        let timeline =
+            TimelineRedo::new(Arc::clone(&pool), false).with(Flavour::Neon, Lsn::INVALID, RedoMode::ProcessOnly);
         assert_eq!(timeline.mode(), RedoMode::ProcessOnly);
         for (major, bytes, works) in
             [(15, &heap, heap_works), (16, &neon, heap_works), (15, &btree, true), (16, &heap, true)]

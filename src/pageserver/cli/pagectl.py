@@ -19,6 +19,7 @@ COMMAND_MODULES = (
     "timeline",
     "timeline_log",
     "server_state",
+    "timeline_source",
     "page",
     "layer",
     "index_part",

@@ -303,7 +303,7 @@ def _watch_import(session: Session, path: str) -> dict[str, Any]:
     with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
         task = bar.add_task("connecting", total=None)
         while True:
-            info = _get_patiently(session, path)
+            info = get_patiently(session, path)
             if info.get("wal_source_error"):
                 raise click.ClickException(f"the import stopped: {info['wal_source_error']}")
             if isinstance(info["state"], dict):
@@ -317,7 +317,7 @@ def _watch_import(session: Session, path: str) -> dict[str, Any]:
             time.sleep(_POLL_SECONDS)
 
 
-def _get_patiently(session: Session, path: str) -> dict[str, Any]:
+def get_patiently(session: Session, path: str) -> dict[str, Any]:
     """Ask for a timeline; a server that restarts meanwhile goes on with the import, so wait for it."""
     deadline = time.monotonic() + _RESTART_SECONDS
     while True:

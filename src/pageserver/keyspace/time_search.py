@@ -7,12 +7,12 @@ they belong into a worker thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from pageserver.errors import MissingKeyError
+from pageserver.errors import MissingKeyError, RequestError
 from pageserver.keyspace.key import PAGE_SIZE, SlruKind
 from pageserver.keyspace.snapshot import Reader, Snapshot
 from pageserver.lsn import Lsn
@@ -97,6 +97,35 @@ def find_lsn_for_timestamp(reader: Reader, wanted: int, *, min_lsn: int, last_re
             return Future(Lsn(commit_lsn))
         case _:
             return Present(Lsn(commit_lsn))
+
+
+class MomentInGapError(RequestError):
+    """What was committed at that moment was never received."""
+
+
+def find_lsn_in_stretches(
+    reader: Reader, wanted: int, *, min_lsn: int, last_record_lsn: int, gaps: Sequence[tuple[int, int]]
+) -> LsnForTimestamp:
+    """Like ``find_lsn_for_timestamp``, for a history with gaps (first and last position that can be read, ascending).
+
+    Behind a gap the commit log has no times at first, so each stretch is searched by itself, the newest one first.
+    Raises: MomentInGapError.
+    """
+    starts = [min_lsn, *(end for _, end in gaps)]
+    ends = [*(start for start, _ in gaps), last_record_lsn]
+    stretches = [(start, end) for start, end in zip(starts, ends, strict=True) if min_lsn <= start <= end]
+    found: LsnForTimestamp = NoData(Lsn(min_lsn))
+    for number, (start, end) in enumerate(reversed(stretches)):
+        found = find_lsn_for_timestamp(reader, wanted, min_lsn=start, last_record_lsn=end)
+        if isinstance(found, Future) and number:
+            raise MomentInGapError(
+                f"the moment lies behind the last commit before a gap of the timeline's history, which begins at "
+                f"{Lsn(end)}",
+                hint="what was committed in a gap is not known; ask for a position before or behind it",
+            )
+        if isinstance(found, Present | Future):
+            return found
+    return found
 
 
 def find_timestamp_for_lsn(reader: Reader, lsn: int) -> int | None:

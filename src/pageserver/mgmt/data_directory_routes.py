@@ -121,9 +121,10 @@ async def _view(request: Request) -> _View:
     page = lsn.page_start()
     wait = min(WAIT_SECONDS, context_of(request).config.settings.wait_lsn_timeout.seconds)
     await timeline.wait_for_lsn(page if lsn <= page.normalised() else lsn, wait)
+    timeline.check_not_in_gap(lsn)
     snapshot = timeline.snapshot(min(lsn, timeline.last_record_lsn))
     version = postgres_version(timeline.pg_version)
-    checksums = timeline.document is not None and timeline.document.traits.data_checksums
+    checksums = timeline.traits.data_checksums
     reader = cast(BlockReader, timeline.store)
     directory = DataDirectory(snapshot, reader, version=version, stamp_checksums=checksums)
     return _View(timeline, lsn, snapshot, directory, version)
@@ -131,9 +132,9 @@ async def _view(request: Request) -> _View:
 
 def _plan(view: _View, request: Request) -> restore.RestorePlan:
     document = view.timeline.document
-    if document is None or document.traits.flavour != "stock":
+    if document is None or document.traits.flavour_at(view.lsn) != "stock":
         raise RequestError(
-            "only a timeline of stock flavour can be restored to an unmodified server",
+            f"only a timeline of stock flavour can be restored to an unmodified server; at {view.lsn} it is Neon's",
             hint="take a fullbackup over the page service and run pg_resetwal",
         )
     source = parse_source(document.body)

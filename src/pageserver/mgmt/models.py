@@ -117,6 +117,18 @@ class RenameBody(_Body):
     new_name: str
 
 
+class SourceBody(_Body):
+    """`PUT source` (ours)."""
+
+    conninfo: str
+
+
+class ResyncBody(_Body):
+    """`POST source/resync` (ours)."""
+
+    force: bool = False
+
+
 class ArchivalBody(_Body):
     """`PUT archival_config`."""
 

@@ -20,7 +20,7 @@ from pageserver.keyspace.time_search import (
     NoData,
     Past,
     Present,
-    find_lsn_for_timestamp,
+    find_lsn_in_stretches,
     find_timestamp_for_lsn,
     from_postgres_time,
     to_postgres_time,
@@ -115,6 +115,7 @@ async def preserve_initdb_archive(request: Request) -> Response:
 async def get_keyspace(request: Request) -> Response:
     tenant, timeline = await open_timeline(request)
     lsn = query_param(request, "at_lsn", parse_lsn) or timeline.last_record_lsn
+    timeline.check_not_in_gap(lsn)
     snapshot = timeline.snapshot(lsn)
     collected = await asyncio.to_thread(collect_keyspace, snapshot, tenant.location.shard)
     return JSONResponse(collected.to_json())
@@ -149,11 +150,12 @@ async def get_lsn_by_timestamp(request: Request) -> Response:
     await context_of(request).failpoints.pause("find-lsn-for-timestamp-pausable")
     lowest = max(timeline.gc_cutoff_lsn, timeline.ancestor_lsn)
     found = await asyncio.to_thread(
-        find_lsn_for_timestamp,
+        find_lsn_in_stretches,
         timeline.store,
         to_postgres_time(wanted),
         min_lsn=lowest,
         last_record_lsn=timeline.last_record_lsn,
+        gaps=[(gap.from_lsn, gap.to_lsn) for gap in timeline.gaps],
     )
     kinds = {Present: "present", Past: "past", Future: "future", NoData: "nodata"}
     return JSONResponse({"lsn": str(found.lsn), "kind": kinds[type(found)]})
@@ -164,6 +166,7 @@ async def get_timestamp_of_lsn(request: Request) -> Response:
     tenant, timeline = await open_timeline(request)
     _check_shard_zero(tenant)
     lsn = required_query_param(request, "lsn", parse_lsn)
+    timeline.check_not_in_gap(lsn)
     found = await asyncio.to_thread(find_timestamp_for_lsn, timeline.store, lsn)
     if found is None:
         raise PreconditionFailedError(f"Timestamp for lsn {lsn} not found")
@@ -244,6 +247,7 @@ def _check_readable(timeline: Timeline, lsn: Lsn) -> None:
         )
     if lsn > timeline.last_record_lsn:
         raise ApiError(408, f"lsn {lsn} is not reached yet: last record lsn is {timeline.last_record_lsn}")
+    timeline.check_not_in_gap(lsn)
 
 
 def _check_shard_zero(tenant: Tenant) -> None:

@@ -146,6 +146,21 @@ def _collect_lsns(exposition: Exposition, timelines: _Timelines) -> None:
         [(labels, timeline.wal_counts.records) for labels, timeline in timelines],
     )
     details = [(labels, timeline, timeline.detail()) for labels, timeline in timelines]
+    sources = [(labels, info.source) for labels, _, info in details if info.source.slot is not None]
+    exposition.gauge(
+        "pageserver_wal_source_slot_retained_bytes",
+        "WAL that a primary keeps for the replication slot of a timeline, as far as it told",
+        [
+            (labels, source.slot_retained_bytes)
+            for labels, source in sources
+            if source.slot_retained_bytes is not None
+        ],
+    )
+    exposition.gauge(
+        "pageserver_wal_source_slot_lost",
+        "1 if a primary no longer has the WAL that a timeline needs next: a resync is needed",
+        [(labels, float(source.is_lost)) for labels, source in sources],
+    )
     exposition.gauge(
         "pageserver_wal_source_paused",
         "1 while a timeline's source ingests nothing because its tenant has reached stored_bytes_max",

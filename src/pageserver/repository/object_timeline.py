@@ -23,7 +23,14 @@ from os import PathLike
 
 from pageserver import _core
 from pageserver.clock import Clock
-from pageserver.errors import CorruptDataError, NotFoundError, PageServerError, RequestError, UnavailableError
+from pageserver.errors import (
+    CorruptDataError,
+    NotFoundError,
+    PageServerError,
+    PreconditionFailedError,
+    RequestError,
+    UnavailableError,
+)
 from pageserver.keyspace.key import (
     KEY_SIZE,
     NOT_INHERITED_SPARSE_RANGE,
@@ -33,6 +40,7 @@ from pageserver.keyspace.key import (
     RelTag,
     SlruKind,
 )
+from pageserver.lsn import Lsn
 from pageserver.repository import relations
 from pageserver.repository.gate import Gate
 from pageserver.repository.object_store import MAX_LSN, Changes, ObjectStore, ObjectView, TimelineRecord
@@ -131,6 +139,27 @@ class ObjectTimeline:
         with self._lock:
             self._disk_consistent_lsn = max(self._disk_consistent_lsn, lsn)
             self._tell()
+
+    def set_origin(self, *, flavour: str, neon_until_lsn: int, hint_bits_logged: bool, data_checksums: bool) -> None:
+        """Accept another source only if its records mean the same. Raises: PreconditionFailedError."""
+        record = self.record
+        if (flavour, hint_bits_logged) != (record.flavour, record.hint_bits_logged) or neon_until_lsn:
+            raise PreconditionFailedError(
+                'a timeline of repository = "rocksdb" keeps the kind of source that it was made from',
+                hint="flavour, data checksums and wal_log_hints must be the same",
+            )
+
+    def set_gaps(self, gaps: Sequence[tuple[int, int]]) -> None:
+        """Raises: PreconditionFailedError, see `resume_at`."""
+        if gaps:
+            self.resume_at(gaps[-1][1])
+
+    def resume_at(self, lsn: int) -> None:
+        """Objects have no floor below which a search must not go. Raises: PreconditionFailedError."""
+        raise PreconditionFailedError(
+            f'a timeline of repository = "rocksdb" cannot go on at {Lsn(lsn)} without the WAL before it',
+            hint="import the primary as a new timeline",
+        )
 
     def set_gc_cutoff(self, lsn: int) -> None:
         """Let the page service refuse reads below `lsn`. Nothing is removed by this."""

@@ -99,6 +99,7 @@ def _archive(timeline: Timeline, request: BackupRequest, mtime: int) -> Iterator
         lsn=None if request.lsn is None else Lsn(request.lsn),
         provided_prev_lsn=None if request.prev_lsn is None else Lsn(request.prev_lsn),
     )
+    timeline.check_not_in_gap(point.lsn)
     snapshot = timeline.snapshot(point.lsn)
     version = postgres_version(timeline.pg_version)
     traits = None if timeline.document is None else timeline.document.traits

@@ -177,6 +177,7 @@ class TimelineCreations:
             if existing is None:
                 try:
                     check_branch_point(lsn, ancestor=ancestor.remote.index, ancestor_id=ancestor_id)
+                    ancestor.check_not_in_gap(lsn)
                     timeline = await self._open_branch(new_id, ancestor, lsn, read_only=read_only)
                 except BaseException:
                     await self._opener.drop_directory(new_id)

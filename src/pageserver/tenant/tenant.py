@@ -38,6 +38,7 @@ from pageserver.tenant.opening import TimelineOpener
 from pageserver.tenant.owned import run_owned
 from pageserver.tenant.placeholder import Placeholder, describe
 from pageserver.tenant.resources import TenantResources
+from pageserver.tenant.source_changes import SourceChanges
 from pageserver.tenant.source_slot import RootParameters, SlotActions, SourceSlot
 from pageserver.tenant.sources import TenantSources
 from pageserver.tenant.state import TenantState, TenantStatus
@@ -113,6 +114,13 @@ class Tenant:
         )
         self._tasks = TaskScope()
         self._sources = TenantSources(resources.way_in, self._tasks, self._log)
+        self.source_changes = SourceChanges(
+            self,
+            resources.way_in,
+            self._sources,
+            slot_of=lambda timeline: self.open_slot(timeline.timeline_id, timeline.document, timeline),
+            log=self._log,
+        )
         self._run_tasks: dict[TimelineId, asyncio.Task[None]] = {}
         self._gc_and_branches = asyncio.Lock()
         self.archival = Archival(

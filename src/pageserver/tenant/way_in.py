@@ -7,7 +7,8 @@ timeline stays readable and shows the error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,14 @@ class WalSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedSource:
+    """A document to store for a timeline that goes on from another primary, and what takes the preparation back."""
+
+    body: Mapping[str, Any]
+    undo: Callable[[], Awaitable[None]]
+
+
 class WayIn(Protocol):
     """Makes sources, and takes histories that come as files."""
 
@@ -43,6 +52,23 @@ class WayIn(Protocol):
         The document holds `state: "importing"`, the traits (`flavour`, `data_checksums`, `hint_bits_logged`),
         `pg_version`, and no password. Raises RequestError with the setting's name if this primary cannot be followed,
         UnavailableError if it does not answer.
+        """
+        ...
+
+    async def prepare_takeover(self, slot: SourceSlot, options: Mapping[str, Any]) -> PreparedSource:
+        """Check that a primary (`conninfo`) continues the slot's timeline, and have it keep the WAL that comes next.
+
+        Raises RequestError with the reason, UnavailableError; nothing stays at the primary then.
+        """
+        ...
+
+    def document_of_resync(self, slot: SourceSlot) -> Mapping[str, Any]:
+        """Return the slot's document with the wish that a new base backup be taken. Raises PreconditionFailedError."""
+        ...
+
+    async def describe_source(self, slot: SourceSlot) -> Mapping[str, Any]:
+        """Return the document's facts in JSON, with `slot_state` as the primary tells it now (None: there is no slot)
+        or `slot_state_error`.
         """
         ...
 

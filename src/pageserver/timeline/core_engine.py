@@ -62,6 +62,7 @@ class CoreEngine:
             redo=_as_core_redo(parameters.redo),
             caches=self._caches,
             download=parameters.download,
+            neon_until_lsn=int(parameters.traits.neon_until_lsn),
         )
 
     def make_repository(self, kind: RepositoryKind, directory: Path) -> Repository:

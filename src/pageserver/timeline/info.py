@@ -7,6 +7,7 @@ from typing import Any
 
 from pageserver.ids import TenantShardId, TimelineId
 from pageserver.lsn import INVALID_LSN, Lsn
+from pageserver.remote.source_document import HistoryGap
 from pageserver.timeline.state import TimelineState
 
 
@@ -37,6 +38,11 @@ class SourceStatus:
     importing: ImportProgress | None = None
     paused: str | None = None
     """Why nothing is ingested for now, though the source could go on."""
+    slot: str | None = None
+    is_lost: bool = False
+    """The primary no longer has the WAL that comes next; only a resync helps."""
+    slot_retained_bytes: int | None = None
+    """WAL that the primary keeps for the slot, as far as it told us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class TimelineInfo:
     rel_size_migrated_at: Lsn | None = None
     is_invisible: bool = False
     is_read_only: bool = False
+    gaps: tuple[HistoryGap, ...] = ()
     flush_error: str | None = None
 
     @property
@@ -150,6 +157,8 @@ class TimelineInfo:
             body["wal_source_paused"] = self.source.paused
         if self.is_read_only:
             body["read_only"] = True
+        if self.gaps:
+            body["gaps"] = [gap.to_json() for gap in self.gaps]
         if self.source.importing is not None:
             body["import"] = self.source.importing.to_json()
         return body

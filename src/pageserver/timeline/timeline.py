@@ -22,14 +22,14 @@ from typing import Any
 from pageserver.clock import Clock
 from pageserver.config import TenantSettings
 from pageserver.counts import OPERATION_BOUNDS, WalCounts, histograms
-from pageserver.errors import LsnTimeoutError, PageServerError, StoppedError
+from pageserver.errors import LsnTimeoutError, PageServerError, RequestError, StoppedError
 from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
 from pageserver.keyspace.snapshot import Snapshot
 from pageserver.lsn import Lsn
 from pageserver.remote.index_changes import with_layers
 from pageserver.remote.remote_timeline import RemoteTimeline
-from pageserver.remote.source_document import SourceDocument
+from pageserver.remote.source_document import Flavour, HistoryGap, SourceDocument, SourceTraits
 from pageserver.timeline.downloads import LayerDownloads
 from pageserver.timeline.engine import LayerFacts, TimelineStore
 from pageserver.timeline.info import SourceStatus, TimelineInfo
@@ -43,6 +43,20 @@ behind.
 """
 _WAIT_STEP_SECONDS = 0.01
 _ROLL_CHECK_SECONDS_MAX = 5.0
+
+
+class LsnInGapError(RequestError):
+    """The WAL of that time never came: a lost source was resynchronised with a new base backup."""
+
+    def __init__(self, *, lsn: Lsn, gap: HistoryGap) -> None:
+        super().__init__(
+            f"lsn {lsn} lies in a gap of the timeline's history, between {gap.from_lsn} and {gap.to_lsn}: the WAL of "
+            "that time never came",
+            hint=f"read at {gap.from_lsn} or below, or at {gap.to_lsn} or beyond",
+            lsn=lsn,
+            from_lsn=gap.from_lsn,
+            to_lsn=gap.to_lsn,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +106,6 @@ class Timeline:
             store, remote, downloads, shard=identity.tenant_shard_id, timeline_id=identity.timeline_id, log=log
         )
         self.document = document
-        self.flavour = (document or SourceDocument()).traits.flavour
         self.state: TimelineState = LOADING
         self.source_status: Callable[[], SourceStatus] = SourceStatus
         self.ingest_pause: Callable[[], str | None] = lambda: None
@@ -111,6 +124,44 @@ class Timeline:
         self.operations = histograms(("layer flush", "gc"), OPERATION_BOUNDS)
         """Times of background operations, for metrics."""
         self.wal_counts = WalCounts(remote.server_counts)
+        self.tell_gaps()
+
+    @property
+    def traits(self) -> SourceTraits:
+        """What is known of the source's records and pages."""
+        return (self.document or SourceDocument()).traits
+
+    @property
+    def flavour(self) -> Flavour:
+        """Whose PostgreSQL writes the WAL now."""
+        return self.traits.flavour
+
+    @property
+    def gaps(self) -> tuple[HistoryGap, ...]:
+        """Stretches of the history that never came, oldest first (docs/decisions/0008)."""
+        if self.document is None:
+            return ()
+        return self.document.gaps(max(self.remote.index.disk_consistent_lsn, self.disk_consistent_lsn))
+
+    def check_not_in_gap(self, lsn: Lsn) -> None:
+        """Refuse an LSN of which the state is not known. Raises LsnInGapError."""
+        for gap in self.gaps:
+            if gap.contains(lsn):
+                raise LsnInGapError(lsn=lsn, gap=gap)
+
+    def tell_gaps(self, planned: Sequence[HistoryGap] = ()) -> None:
+        """Have the page service refuse what lies in a gap. One that is planned cannot be read yet anyway."""
+        self.store.set_gaps([(gap.from_lsn, gap.to_lsn) for gap in (*self.gaps, *planned)])
+
+    def tell_traits(self) -> None:
+        """Have the engine read the document's traits: another source writes the WAL from now on."""
+        traits = self.traits
+        self.store.set_origin(
+            flavour=traits.flavour,
+            neon_until_lsn=int(traits.neon_until_lsn),
+            hint_bits_logged=traits.hint_bits_logged,
+            data_checksums=traits.data_checksums,
+        )
 
     @property
     def last_record_lsn(self) -> Lsn:
@@ -223,6 +274,19 @@ class Timeline:
         self.remote.schedule_deletion(gone)
         await self.remote.wait_completion()
 
+    async def resume_at(self, lsn: Lsn, images: Sequence[LayerFacts]) -> None:
+        """Go on at `lsn`, of which `images` hold everything: they were written, and nothing is open or frozen.
+
+        Durable when the index is, before anything becomes readable. Raises what the store raises.
+        """
+        assert lsn > self.last_record_lsn, "history only goes forward"
+        self.remote.schedule_layers({layer.name: layer.file_size for layer in images})
+        metadata = replace(self.remote.index.metadata, disk_consistent_lsn=lsn, prev_record_lsn=None)
+        self.remote.schedule_metadata(metadata)
+        await self.remote.wait_completion()
+        await asyncio.to_thread(self.store.resume_at, lsn)
+        self.remote.hurry_visible()
+
     async def advance_gc_cutoff(self, lsn: Lsn) -> None:
         """Refuse reads below `lsn` from now on, durably. The cutoff never goes back."""
         if lsn <= self.gc_cutoff_lsn:
@@ -292,6 +356,7 @@ class Timeline:
             is_invisible=index.marked_invisible_at is not None,
             is_read_only=self.document is not None and self.document.is_read_only,
             flush_error=self.flush_error,
+            gaps=self.gaps,
         )
 
     def _physical_size(self) -> int | None:

@@ -11,7 +11,7 @@ Source: spec keyspace.md 4, 5.14 (what a fresh timeline holds), wal.md 11, stock
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from pageserver.keyspace.aux_files import aux_file_key, encode_aux_files, tablespace_path
@@ -23,7 +23,7 @@ from pageserver.keyspace.directories import (
     encode_slru_directory,
     encode_twophase_directory,
 )
-from pageserver.keyspace.key import PAGE_SIZE, Key, RelTag, SlruKind
+from pageserver.keyspace.key import MAX_KEY, MIN_KEY, PAGE_SIZE, Key, RelTag, SlruKind
 from pageserver.lsn import Lsn
 from pageserver.postgres.control_file import ControlFile
 from pageserver.timeline.engine import LayerFacts
@@ -51,6 +51,7 @@ class ImageLayerWriter(Protocol):
         generation: int | None,
         compression: str,
     ) -> LayerFacts: ...
+    def remove_layers(self, names: list[str], *, delete_files: bool = False) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,31 @@ def pieces_of(directory: DataDirectory, *, control: ControlFile, pg_version: int
     yield from _sparse_pieces(directory)
 
 
-def plan_layers(pieces: Iterable[Piece], *, layer_size_bytes: int = LAYER_SIZE_BYTES) -> Iterator[PlannedLayer]:
+def plan_layers(
+    pieces: Iterable[Piece], *, layer_size_bytes: int = LAYER_SIZE_BYTES, whole_key_space: bool = False
+) -> Iterator[PlannedLayer]:
     """Cut pieces into layers of about one size. The sparse keyspace gets a layer of its own.
 
-    A layer covers its first to its last key; nothing lies between two layers, so nobody looks for it there.
+    A layer covers its first to its last key; nothing lies between two layers, so nobody looks for it there. With
+    `whole_key_space` there is no room between two layers, before the first or behind the last one: then no search from
+    above goes past them (docs/decisions/0008).
     """
+    layers = _cut_layers(pieces, layer_size_bytes)
+    return _without_holes(layers) if whole_key_space else layers
+
+
+def _without_holes(layers: Iterable[PlannedLayer]) -> Iterator[PlannedLayer]:
+    start, layer = MIN_KEY, None
+    for following in layers:
+        if layer is not None:
+            yield replace(layer, key_start=start, key_end=following.key_start)
+            start = following.key_start
+        layer = following
+    assert layer is not None, "a data directory has at least a control file"
+    yield replace(layer, key_start=start, key_end=MAX_KEY)
+
+
+def _cut_layers(pieces: Iterable[Piece], layer_size_bytes: int) -> Iterator[PlannedLayer]:
     current: list[Piece] = []
     size = 0
     for piece in _split_files(pieces, max_bytes=layer_size_bytes):
@@ -111,15 +132,21 @@ def write_layers(
     compression: str,
     on_bytes: Callable[[int], None],
 ) -> list[LayerFacts]:
-    """Write the layers one after the other (blocking; for a worker thread). `on_bytes` hears the total so far."""
+    """Write the layers one after the other (blocking; for a worker thread). `on_bytes` hears the total so far; what it
+    raises, or the store, ends it, and no layer is left.
+    """
     written: list[LayerFacts] = []
     total = 0
-    for layer in layers:
-        written.append(
-            store.write_image_layer(layer.key_start, layer.key_end, lsn, layer.pieces, generation, compression)
-        )
-        total += layer.size_bytes
-        on_bytes(total)
+    try:
+        for layer in layers:
+            written.append(
+                store.write_image_layer(layer.key_start, layer.key_end, lsn, layer.pieces, generation, compression)
+            )
+            total += layer.size_bytes
+            on_bytes(total)
+    except BaseException:
+        store.remove_layers([layer.name for layer in written], delete_files=True)
+        raise
     return written
 
 

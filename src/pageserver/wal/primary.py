@@ -27,6 +27,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pageserver.lsn import WAL_SEGMENT_SIZE, Lsn
 from pageserver.wal.source_errors import (
+    RESYNC_HINT,
     MajorVersionError,
     PrimaryBehindError,
     SlotInUseError,
@@ -313,6 +314,17 @@ class PrimaryConnection:
             except PsycopgError as error:
                 raise SourceUnavailableError(f"connection to the primary is lost: {_clean_text(error)}") from error
 
+    def put_copy_data(self, message: bytes) -> None:
+        """Send one small CopyData of a COPY BOTH."""
+        with self._busy:
+            self._check_open()
+            try:
+                while self.pgconn.put_copy_data(message) == 0:
+                    self._flush()
+            except PsycopgError as error:
+                raise SourceUnavailableError(f"connection to the primary is lost: {_clean_text(error)}") from error
+            self._flush()
+
     def _one_row(self, command: str) -> Row:
         for result in self.execute(command):
             if result.status == pq.ExecStatus.TUPLES_OK and result.ntuples == 1:
@@ -361,15 +373,15 @@ def error_of_result(result: pq.abc.PGresult) -> SourceRefusedError | SourceUnava
     if state == "42710":
         return _SlotExistsError(text)
     if state == "42704":
-        return SlotMissingError(text, hint="the slot was dropped: take a new base backup (import the timeline anew)")
+        return SlotMissingError(text, hint=RESYNC_HINT)
     if state == "58P01" and "WAL segment" in message:
-        return WalRemovedError(text, hint="the timeline must be imported anew")
+        return WalRemovedError(text, hint=RESYNC_HINT)
     if "ahead of the WAL flush position" in message:
         return PrimaryBehindError(text, hint="the primary was restored from an older state: import it anew")
     if "is not in this server's history" in message or state == "58P01":
         return UnknownTimelineError(text, hint="the primary descends from another history: import it anew")
     if "invalidated" in message or "can no longer get changes from" in message or "can no longer access" in message:
-        return WalRemovedError(text, hint="the slot lost its WAL (max_slot_wal_keep_size): import the timeline anew")
+        return WalRemovedError(f"the slot lost its WAL (max_slot_wal_keep_size): {text}", hint=RESYNC_HINT)
     if state[:2] in ("57", "53", "08", ""):
         return SourceUnavailableError(text)
     return SourceRefusedError(text)

@@ -29,7 +29,7 @@ from pageserver.timeline.timeline import Timeline
 from pageserver.wal.base_backup_stream import BackupPoint, BaseBackupStream
 from pageserver.wal.data_directory import DataDirectory, DataDirectoryError, Spool, scan_data_directory
 from pageserver.wal.image_import import ImageLayerWriter, pieces_of, plan_layers, write_layers
-from pageserver.wal.primary import PrimaryConnection
+from pageserver.wal.primary import PrimaryConnection, PrimaryFacts
 from pageserver.wal.source_document import SourceState, StoredSource, source_body
 from pageserver.wal.source_errors import MajorVersionError, SourceUnavailableError, SystemIdentifierError
 from pageserver.wal.threads import run_blocking
@@ -85,9 +85,19 @@ async def write_timeline(
 
 
 async def write_images(
-    timeline: Timeline, directory: DataDirectory, *, lsn: Lsn, compression: str, report: ReportProgress
+    timeline: Timeline,
+    directory: DataDirectory,
+    *,
+    lsn: Lsn,
+    compression: str,
+    report: ReportProgress,
+    whole_key_space: bool = False,
 ) -> list[LayerFacts]:
-    """Write image layers of everything at `lsn` and return them; objects, if the repository has no layers."""
+    """Write image layers of everything at `lsn` and return them, which no index names yet; objects, if the repository
+    has no layers. `whole_key_space` as in `plan_layers`.
+
+    Cancellation: ends between two layers. Then, and after an error, nothing of it is left in the layer map.
+    """
     stopping = threading.Event()
     total = directory.total_blocks * 8192
 
@@ -112,7 +122,7 @@ async def write_images(
     return await run_blocking(
         lambda: write_layers(
             store,
-            plan_layers(pieces),
+            plan_layers(pieces, whole_key_space=whole_key_space),
             lsn=lsn,
             generation=timeline.generation.number,
             compression=compression,
@@ -187,6 +197,7 @@ class PrimaryImport:
             expected = self._source.system_identifier
             if expected is not None and facts.identity.system_identifier != expected:
                 raise SystemIdentifierError(expected=expected, got=facts.identity.system_identifier)
+            self._before_copy(connection, facts)
             self._spool_directory.mkdir(parents=True, exist_ok=True)
             return take_base_backup(
                 connection,
@@ -204,6 +215,9 @@ class PrimaryImport:
             return await run_blocking(copy, interrupt=close)
         finally:
             close()
+
+    def _before_copy(self, connection: PrimaryConnection, facts: PrimaryFacts) -> None:
+        """Do what has to precede the slot and the backup; an import needs nothing."""
 
     async def _make_timeline(self, backup: TakenBackup) -> StoredSource:
         control = ControlFile(backup.directory.control_file)

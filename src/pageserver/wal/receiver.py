@@ -29,23 +29,24 @@ from pageserver.counts import ServerCounts, WalCounts
 from pageserver.errors import PageServerError, StoppedError, UnavailableError
 from pageserver.failpoints import Failpoints
 from pageserver.lsn import INVALID_LSN, Lsn
-from pageserver.postgres.timeline_history import parse_history
 from pageserver.timeline.info import SourceStatus
 from pageserver.wal.ingest import IngestStep, WalApplier
 from pageserver.wal.ingest_gate import IngestGate, IngestPausedError
 from pageserver.wal.primary import PrimaryConnection
 from pageserver.wal.source_document import StoredSource
 from pageserver.wal.source_errors import (
+    RESYNC_HINT,
     MajorVersionError,
     OvertakenError,
     SlotInUseError,
+    SlotLostError,
     SlotMissingError,
     SourceRefusedError,
     SourceUnavailableError,
     SystemIdentifierError,
     TimelineForkedError,
-    UnknownTimelineError,
 )
+from pageserver.wal.takeover import check_history
 from pageserver.wal.threads import run_blocking
 from pageserver.wal.wal_stream import NextTimeline, Received, WalStream, next_timeline_of
 
@@ -99,6 +100,17 @@ class ReceiverState:
     error: str | None = None
     stalled: str | None = None
     """Why WAL that comes cannot be taken, from the failure until some is taken again."""
+    is_lost: bool = False
+    """The primary has no WAL from our last record on."""
+    reported_lsn: Lsn | None = None
+    """Up to here the primary was told that it may throw WAL away: its slot's `restart_lsn`."""
+
+    @property
+    def retained_bytes(self) -> int | None:
+        """WAL that the primary keeps for us, as far as it told us; none before it did."""
+        if self.server_end_lsn is None or not self.reported_lsn:
+            return None
+        return max(0, self.server_end_lsn - self.reported_lsn)
 
     def text(self) -> str:
         """Return the line that the API shows as `walreceiver_status`."""
@@ -187,6 +199,9 @@ class WalReceiver:
             error=self.state.error if refused else None,
             paused=self.state.error if self.state.phase is ReceiverPhase.PAUSED else None,
             stalled=self.state.stalled,
+            slot=self._source.slot,
+            is_lost=self.state.is_lost,
+            slot_retained_bytes=self.state.retained_bytes,
         )
 
     async def run(self) -> None:
@@ -208,7 +223,8 @@ class WalReceiver:
                     continue
                 except SourceRefusedError as error:
                     self._log.error("source refused", error=str(error))
-                    self._become(phase=ReceiverPhase.REFUSED, error=str(error))
+                    is_lost = isinstance(error, SlotLostError)
+                    self._become(phase=ReceiverPhase.REFUSED, error=str(error), is_lost=is_lost)
                     raise
                 except StoppedError:
                     return
@@ -297,29 +313,19 @@ class WalReceiver:
             state = await run_blocking(lambda: connection.read_slot(slot), interrupt=connection.close)
             if state is None:
                 raise SlotMissingError(
-                    f"replication slot {slot} does not exist on the primary, so WAL that we need may be gone",
-                    hint="import the timeline anew",
+                    f"the replication slot is lost: there is no {slot} on the primary, so WAL that we need may be gone",
+                    hint=RESYNC_HINT,
                 )
         if facts.identity.pg_tli != self._source.pg_tli:
-            await self._check_history(connection, facts.identity.pg_tli)
-
-    async def _check_history(self, connection: PrimaryConnection, server_tli: int) -> None:
-        """The primary is on another timeline: ours must be among its ancestors, and must not have gone on too far."""
-        text = await run_blocking(lambda: connection.timeline_history(server_tli), interrupt=connection.close)
-        for line in parse_history(text):
-            if line.timeline_id == self._source.pg_tli:
-                if line.end < self._timeline.last_record_lsn:
-                    raise TimelineForkedError(
-                        pg_tli=line.timeline_id,
-                        next_tli=server_tli,
-                        switch_lsn=line.end,
-                        last_record_lsn=self._timeline.last_record_lsn,
-                    )
-                return
-        raise UnknownTimelineError(
-            f"the primary is on timeline {server_tli}, whose history does not contain ours, {self._source.pg_tli}",
-            hint="the primary descends from another history: import it anew",
-        )
+            await run_blocking(
+                lambda: check_history(
+                    connection,
+                    facts.identity,
+                    pg_tli=self._source.pg_tli,
+                    last_record_lsn=self._timeline.last_record_lsn,
+                ),
+                interrupt=connection.close,
+            )
 
     async def _go_on_with(self, following: NextTimeline | None) -> None:
         """The primary's timeline ended: follow it to the next if our position allows (spec wal-receiver.md 10.4)."""
@@ -349,6 +355,10 @@ class WalReceiver:
             received_at_micros=self.now_micros(),
             error=None,
         )
+
+    def note_reported(self, flush: Lsn) -> None:
+        """The primary was told that everything up to there is durable."""
+        self._become(reported_lsn=flush)
 
     def note_processed(self) -> None:
         self._pauses.forget()
@@ -483,6 +493,7 @@ class _Session:
                 if asked or durable != reported or now - reported_at >= REPORT_SECONDS_MAX:
                     self._report.clear()
                     await stream.send_status(write=stream.received_lsn, flush=durable, apply=timeline.last_record_lsn)
+                    self._receiver.note_reported(durable)
                     reported, reported_at = durable, now
                 is_stopping = asked and impatience.grows(now, stream.received_lsn)
                 if is_stopping and durable < timeline.last_record_lsn and (flush is None or flush.done()):

@@ -4,6 +4,7 @@ It lies in object storage beside the timeline (standalone.md 3; `remote/source_d
 password. A timeline without one is of Neon's flavour and is fed by safekeepers.
 
     state "importing": the base backup has to be taken (again)     state "ready": stream from our last record
+    and with "resync_from_lsn": a new base backup has to be taken, the history before it stays (docs/decisions/0008)
 
 Source: spec standalone.md 3, stock.md 1, wal-receiver.md 10.4.
 """
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 from pageserver.errors import CorruptDataError
 from pageserver.lsn import INVALID_LSN, Lsn, LsnParseError
+from pageserver.remote.source_document import HistoryGap
 
 DOCUMENT_VERSION: Final = 1
 
@@ -71,6 +73,12 @@ class StoredSource:
     wal_log_hints: bool = False
     read_only: bool = False
     """A branch that takes no WAL, from nobody."""
+    resync_from_lsn: Lsn | None = None
+    """A resync was asked for when our last record ended here, and has not come to its end."""
+    neon_until_lsn: Lsn | None = None
+    """Where a primary took over what Neon had written: records up to here are Neon's."""
+    gaps: tuple[HistoryGap, ...] = ()
+    """Stretches that were skipped, oldest first. The last one is only planned until the index names its images."""
 
     @property
     def is_imported(self) -> bool:
@@ -83,17 +91,46 @@ class StoredSource:
         return self.data_checksums or self.wal_log_hints
 
     @property
-    def tolerant_until(self) -> Lsn:
-        """WAL below repeats what the copied files may contain already (spec wal.md 9.3)."""
-        return self.backup_end_lsn or INVALID_LSN
+    def consistent_from(self) -> Lsn | None:
+        """WAL below repeats what the copied files may contain already (spec wal.md 9.3).
+
+        None if only the WAL to come tells where that ends. Gaps that are only planned must have been taken out.
+        """
+        if self.gaps:
+            return self.gaps[-1].to_lsn
+        return INVALID_LSN if self.backup_start_lsn is None else self.backup_end_lsn
+
+    def is_resynced(self, disk_consistent_lsn: Lsn) -> bool:
+        """Whether the resync that was asked for is published, and only the document does not say so yet."""
+        last = self.gaps[-1] if self.gaps else None
+        return last is not None and last.from_lsn == self.resync_from_lsn and last.start_lsn <= disk_consistent_lsn
+
+    def with_gaps_in_force(self, disk_consistent_lsn: Lsn) -> StoredSource:
+        """Return the document without a gap whose images no index names."""
+        return replace(self, gaps=tuple(gap for gap in self.gaps if gap.start_lsn <= disk_consistent_lsn))
 
     def with_next_timeline(self, pg_tli: int, start: Lsn) -> StoredSource:
         """Return the document after the source went on to another timeline."""
         return replace(self, pg_tli=pg_tli, history=(*self.history, HistoryLine(self.pg_tli, start)))
 
-    def branched(self) -> StoredSource:
-        """Return what a branch inherits: flavour and history, but no connection and no slot."""
-        return replace(self, connection=None, slot=None, read_only=False)
+    def branched(self, branch_lsn: Lsn) -> StoredSource:
+        """Return what a branch inherits: flavour, history and gaps up to there, but no connection and no slot."""
+        branch = replace(
+            self,
+            connection=None,
+            slot=None,
+            resync_from_lsn=None,
+            read_only=False,
+            gaps=tuple(gap for gap in self.gaps if gap.to_lsn <= branch_lsn),
+        )
+        if self.neon_until_lsn is not None and branch_lsn < self.neon_until_lsn:
+            branch = replace(branch, flavour=Flavour.NEON, neon_until_lsn=None)
+        kept: list[HistoryLine] = []
+        for line in self.history:
+            if branch_lsn <= line.end_lsn:
+                return replace(branch, pg_tli=line.pg_tli, history=tuple(kept))
+            kept.append(line)
+        return branch
 
 
 def slot_name(timeline_id: object) -> str:
@@ -119,6 +156,9 @@ def source_body(source: StoredSource) -> dict[str, Any]:
         "wal_log_hints": source.wal_log_hints,
         "hint_bits_logged": source.hint_bits_logged,
         **({"read_only": True} if source.read_only else {}),
+        **({} if source.resync_from_lsn is None else {"resync_from_lsn": str(source.resync_from_lsn)}),
+        **({} if source.neon_until_lsn is None else {"neon_until_lsn": str(source.neon_until_lsn)}),
+        **({} if not source.gaps else {"gaps": [gap.to_json() for gap in source.gaps]}),
     }
 
 
@@ -143,6 +183,9 @@ def parse_source(body: Mapping[str, Any]) -> StoredSource:
             data_checksums=bool(body["data_checksums"]),
             wal_log_hints=bool(body["wal_log_hints"]),
             read_only=bool(body.get("read_only", False)),
+            resync_from_lsn=_optional_lsn(body.get("resync_from_lsn")),
+            neon_until_lsn=_optional_lsn(body.get("neon_until_lsn")),
+            gaps=tuple(HistoryGap.of(each) for each in body.get("gaps", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError, LsnParseError) as error:
         raise SourceDocumentError(f"source document does not parse: {error!r}") from error

@@ -10,6 +10,8 @@ Source: spec stock.md 1.1, wal-receiver.md 10.
 
 from __future__ import annotations
 
+from typing import Final
+
 from pageserver.errors import RequestError, UnavailableError
 from pageserver.lsn import Lsn
 
@@ -60,11 +62,20 @@ class MajorVersionError(SourceRefusedError):
     """The primary's major version is not the timeline's, or none that we know."""
 
 
-class SlotMissingError(SourceRefusedError):
+RESYNC_HINT: Final = (
+    "`pagectl timeline resync` takes a new base backup and leaves a gap in the history between our last record and it"
+)
+
+
+class SlotLostError(SourceRefusedError):
+    """WAL between our last record and what the primary still has will never come."""
+
+
+class SlotMissingError(SlotLostError):
     """The replication slot is gone, so WAL that we need may be gone as well."""
 
 
-class WalRemovedError(SourceRefusedError):
+class WalRemovedError(SlotLostError):
     """The primary no longer has WAL from where we must go on (58P01)."""
 
 

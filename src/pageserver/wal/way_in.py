@@ -13,16 +13,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from pageserver.clock import Clock
-from pageserver.errors import ConflictError, PreconditionFailedError, RequestError, UnavailableError
+from pageserver.errors import (
+    ConflictError,
+    PageServerError,
+    PreconditionFailedError,
+    RequestError,
+    UnavailableError,
+)
 from pageserver.failpoints import Failpoints
 from pageserver.keyspace.key import Key
 from pageserver.lsn import Lsn
+from pageserver.postgres.checkpoint import Checkpoint
 from pageserver.postgres.control_file import ClusterState, ControlFile
 from pageserver.postgres.initdb import Initdb, is_neon
 from pageserver.remote.source_document import Flavour as FlavourName
 from pageserver.remote.source_document import SourceDocument
 from pageserver.tenant.source_slot import RootParameters, SourceSlot
-from pageserver.tenant.way_in import WalSource
+from pageserver.tenant.way_in import PreparedSource, WalSource
 from pageserver.timeline.engine import TimelineStore
 from pageserver.timeline.info import ImportProgress, SourceStatus
 from pageserver.timeline.timeline import Timeline
@@ -31,18 +38,20 @@ from pageserver.wal.import_files import WalSegments, read_in_thread
 from pageserver.wal.ingest import WalApplier
 from pageserver.wal.primary import PrimaryConnection, PrimaryFacts, check_conninfo
 from pageserver.wal.primary_import import PrimaryImport, check_control_file, write_timeline
+from pageserver.wal.primary_slot import drop_slot_patiently, read_slot_facts
 from pageserver.wal.receiver import RetryPauses, WalReceiver
+from pageserver.wal.resync import PrimaryResync, finish_resync
 from pageserver.wal.source_document import (
     Flavour,
-    HistoryLine,
     SourceState,
     StoredSource,
     parse_source,
     slot_name,
     source_body,
 )
-from pageserver.wal.source_errors import SourceRefusedError
+from pageserver.wal.source_errors import SourceRefusedError, SourceUnavailableError
 from pageserver.wal.stopped_directory import import_stopped_directory
+from pageserver.wal.takeover import OurEnd, check_continues, hold_wal
 from pageserver.wal.tar_stream import Closing, TarReader
 from pageserver.wal.threads import run_blocking
 
@@ -112,6 +121,138 @@ class PostgresWayIn:
         )
         return source_body(source)
 
+    async def prepare_takeover(self, slot: SourceSlot, options: Mapping[str, Any]) -> PreparedSource:
+        """Check that a primary continues the slot's timeline, and have it keep its WAL (docs/decisions/0008).
+
+        Options: `conninfo`. Everything of the timeline is durable, and nothing feeds it. Raises: SourceRefusedError
+        naming what is wrong, SourceUnavailableError, SlotInUseError. Nothing stays at the primary then.
+        """
+        timeline = slot.timeline
+        assert timeline is not None, "the timeline is open"
+        conninfo = options.get("conninfo")
+        if not isinstance(conninfo, str):
+            raise RequestError("a source needs the connection string of a primary", hint="conninfo")
+        if not slot.shard_identity.is_unsharded():
+            raise RequestError("a primary can only be followed by an unsharded tenant")
+        conninfo, name, end = check_conninfo(conninfo), slot_name(slot.timeline_id), timeline.last_record_lsn
+        before = await self._source_now(timeline)
+        if before.read_only:
+            raise RequestError("a read-only branch takes no WAL", hint="branch from it")
+        ours = OurEnd(before.system_identifier or 0, timeline.pg_version, before.pg_tli, end)
+        opened: list[PrimaryConnection] = []
+
+        def connect() -> PrimaryConnection:
+            opened.append(
+                PrimaryConnection.connect(
+                    conninfo, application_name=self._application_name, timeout_seconds=_CONNECT_TIMEOUT_SECONDS
+                )
+            )
+            return opened[-1]
+
+        def take_over() -> tuple[PrimaryFacts, bool]:
+            connection = connect()
+            facts = check_continues(connection, ours)
+            is_new = connection.create_physical_slot(name)
+            try:
+                hold_wal(
+                    connection,
+                    facts,
+                    slot=name,
+                    pg_tli=ours.pg_tli,
+                    last_record_lsn=end,
+                    now_microseconds=lambda: round(self._clock.now().timestamp() * 1_000_000),
+                )
+            except PageServerError:
+                if is_new:
+                    drop_slot()
+                raise
+            return facts, is_new
+
+        def drop_slot() -> None:
+            for connection in opened:  # the one that streamed holds the slot
+                connection.close()
+            drop_slot_patiently(connect(), name)
+
+        def close() -> None:
+            for connection in opened:
+                connection.close()
+
+        async def undo() -> None:
+            if is_new:
+                try:
+                    await run_blocking(drop_slot)
+                finally:
+                    close()
+
+        try:
+            facts, is_new = await run_blocking(take_over, interrupt=close)
+        finally:
+            close()
+        is_neon = before.flavour is Flavour.NEON
+        source = replace(
+            before,
+            flavour=Flavour.STOCK,
+            connection=conninfo,
+            slot=name,
+            neon_until_lsn=end if is_neon else before.neon_until_lsn,
+            data_checksums=facts.data_checksums,
+            wal_log_hints=facts.wal_log_hints,
+            resync_from_lsn=None,
+        )
+        return PreparedSource(source_body(source), undo)
+
+    def document_of_resync(self, slot: SourceSlot) -> Mapping[str, Any]:
+        """Return the slot's document with the wish for a resync. Raises: PreconditionFailedError (no primary)."""
+        timeline, document = slot.timeline, slot.document
+        assert timeline is not None, "the timeline is open"
+        source = None if document is None or "version" not in document.body else parse_source(document.body)
+        if source is None or source.connection is None:
+            raise PreconditionFailedError(
+                "the timeline follows no primary", hint="pagectl timeline source set points it at one"
+            )
+        source = source.with_gaps_in_force(timeline.disk_consistent_lsn)
+        return source_body(replace(source, resync_from_lsn=timeline.last_record_lsn))
+
+    async def describe_source(self, slot: SourceSlot) -> Mapping[str, Any]:
+        """Return the document and what the primary says about the slot, for people; see `tenant/way_in.py`."""
+        timeline, document = slot.timeline, slot.document
+        if timeline is None or document is None or "version" not in document.body:
+            return {"flavour": "neon" if timeline is None else timeline.flavour, "connection": None}
+        body = source_body(parse_source(document.body).with_gaps_in_force(timeline.disk_consistent_lsn))
+        shown = {name: value for name, value in body.items() if name not in ("version", "state")}
+        conninfo, name = body["connection"], body["slot"]
+        if conninfo is not None and name is not None:
+            try:
+                facts = await run_blocking(
+                    lambda: read_slot_facts(conninfo, name, timeout_seconds=_CONNECT_TIMEOUT_SECONDS)
+                )
+                shown["slot_state"] = None if facts is None else facts.to_json()
+            except (SourceUnavailableError, SourceRefusedError) as error:
+                shown["slot_state_error"] = str(error)
+        return shown
+
+    async def _source_now(self, timeline: Timeline) -> StoredSource:
+        """Return the timeline's document, or what stands for it where there is none: Neon wrote it."""
+        document = timeline.document
+        if document is not None and "version" in document.body:
+            source = parse_source(document.body).with_gaps_in_force(timeline.disk_consistent_lsn)
+            if source.system_identifier is not None:
+                return source
+        else:
+            source = StoredSource(Flavour(timeline.flavour), pg_version=timeline.pg_version)
+        snapshot = timeline.snapshot(timeline.last_record_lsn)
+
+        def read() -> StoredSource:
+            control = ControlFile(snapshot.control_file())
+            checkpoint = Checkpoint(snapshot.checkpoint())
+            return replace(
+                source,
+                system_identifier=control.system_identifier,
+                pg_tli=max(1, checkpoint.this_timeline_id),
+            )
+
+        return await run_blocking(read)
+
     def open_source(self, slot: SourceSlot) -> WalSource | None:
         """Return the source of a timeline that follows a primary, none for any other. Raises: SourceDocumentError."""
         if slot.document is None or "version" not in slot.document.body:
@@ -135,13 +276,7 @@ class PostgresWayIn:
 
     def document_of_branch(self, document: SourceDocument, *, branch_lsn: Lsn) -> Mapping[str, Any]:
         """Return a branch's document: the history up to `branch_lsn`, no connection, no slot."""
-        source = parse_source(document.body).branched()
-        kept: list[HistoryLine] = []
-        for line in source.history:
-            if branch_lsn <= line.end_lsn:
-                return source_body(replace(source, pg_tli=line.pg_tli, history=tuple(kept)))
-            kept.append(line)
-        return source_body(source)
+        return source_body(parse_source(document.body).branched(branch_lsn))
 
     async def import_base_backup(
         self,
@@ -312,7 +447,7 @@ class PrimarySource:
         self._spool_directory = spool_directory
         self._clock = clock
         self._log = log
-        self._status = SourceStatus(text="starting", connection=source.connection)
+        self._status = SourceStatus(text="starting", connection=source.connection, slot=source.slot)
         self._receiver: WalReceiver | None = None
 
     def status(self) -> SourceStatus:
@@ -320,13 +455,18 @@ class PrimarySource:
         return self._status if self._receiver is None else self._receiver.status()
 
     async def run(self) -> None:
-        """Import if needed, then stream until cancelled. Raises: SourceRefusedError, and whatever makes going on
-        pointless.
+        """Import or resynchronise if needed, then stream until cancelled. Raises: SourceRefusedError, and whatever
+        makes going on pointless.
         """
         if not self._source.is_imported:
-            self._source = await self._import()
+            self._source = await self._attempt(PrimaryImport, "import")
         timeline = self._slot.timeline
         assert timeline is not None, "an imported timeline is open"
+        if self._source.is_resynced(timeline.disk_consistent_lsn):
+            self._source = await finish_resync(self._slot, self._source)
+        elif self._source.resync_from_lsn is not None:
+            self._source = await self._attempt(PrimaryResync, "resync")
+        self._source = self._source.with_gaps_in_force(timeline.disk_consistent_lsn)
         self._receiver = WalReceiver(
             timeline,
             self._source,
@@ -336,7 +476,7 @@ class PrimarySource:
                 timeline,
                 source,
                 start=timeline.last_record_lsn,
-                consistent_from=source.backup_end_lsn,
+                consistent_from=source.consistent_from,
                 check_prev=True,
             ),
             application_name=self._application_name,
@@ -350,11 +490,11 @@ class PrimarySource:
         )
         await self._receiver.run()
 
-    async def _import(self) -> StoredSource:
+    async def _attempt(self, kind: type[PrimaryImport], what: str) -> StoredSource:
         pauses = RetryPauses()
         while True:
             started = self._clock.monotonic_seconds()
-            attempt = PrimaryImport(
+            attempt = kind(
                 self._slot,
                 self._source,
                 application_name=self._application_name,
@@ -369,8 +509,8 @@ class PrimarySource:
             except SourceRefusedError:
                 raise
             except UnavailableError as error:
-                self._log.info("import interrupted", error=str(error))
-                self._status = replace(self._status, text=f"import interrupted, will try again: {error}")
+                self._log.info(f"{what} interrupted", error=str(error))
+                self._status = replace(self._status, text=f"{what} interrupted, will try again: {error}")
             lasted = self._clock.monotonic_seconds() - started
             await self._clock.sleep(pauses.after_attempt(lasted_seconds=lasted))
 

@@ -14,17 +14,29 @@ pub struct TimelineRedo {
     pool: Arc<RedoPool>,
     hint_bits_logged: bool,
     flavour: Flavour,
+    neon_until: Lsn,
     mode: RedoMode,
 }
 
 impl TimelineRedo {
     /// For WAL of an unmodified PostgreSQL, native redo first.
     pub fn new(pool: Arc<RedoPool>, hint_bits_logged: bool) -> TimelineRedo {
-        TimelineRedo { pool, hint_bits_logged, flavour: Flavour::Stock, mode: RedoMode::NativeFirst }
+        TimelineRedo {
+            pool,
+            hint_bits_logged,
+            flavour: Flavour::Stock,
+            neon_until: Lsn::INVALID,
+            mode: RedoMode::NativeFirst,
+        }
     }
 
-    pub fn with(self, flavour: Flavour, mode: RedoMode) -> TimelineRedo {
-        TimelineRedo { flavour, mode, ..self }
+    /// For WAL of this flavour; what ends at or below `neon_until` is Neon's in any case.
+    pub fn with(self, flavour: Flavour, neon_until: Lsn, mode: RedoMode) -> TimelineRedo {
+        TimelineRedo { flavour, neon_until, mode, ..self }
+    }
+
+    fn is_neons(&self, lsn: Lsn) -> bool {
+        self.flavour == Flavour::Neon || lsn <= self.neon_until
     }
 }
 
@@ -36,7 +48,7 @@ impl RedoProcess for TimelineRedo {
         records: &[(Lsn, &[u8])],
         major: u8,
     ) -> Result<[u8; BLCKSZ], RedoProcessError> {
-        let is_neon = self.flavour == Flavour::Neon && records.iter().any(|(_, record)| has_neon_layout(major, record));
+        let is_neon = records.iter().any(|(lsn, record)| self.is_neons(*lsn) && has_neon_layout(major, record));
         if is_neon && !self.pool.knows_neon_records(major, self.hint_bits_logged)? {
             return Err(PoolError::NotNeon { major }.into());
         }

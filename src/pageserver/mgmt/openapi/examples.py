@@ -88,6 +88,28 @@ TIMELINE_INFO: dict[str, Any] = {
     "flavour": "stock",
     "wal_source_error": None,
 }
+TIMELINE_SOURCE: dict[str, Any] = {
+    "flavour": "stock",
+    "pg_version": 16,
+    "connection": "host=primary port=5432 user=replicator",
+    "slot": f"pageserver_{TIMELINE}",
+    "system_identifier": "7710566186982188578",
+    "pg_tli": 1,
+    "slot_state": {
+        "restart_lsn": "0/4CF6E00",
+        "active": True,
+        "wal_status": "reserved",
+        "safe_wal_size": None,
+        "retained_bytes": 4096,
+        "max_slot_wal_keep_size": "-1",
+    },
+    "gaps": [{"from_lsn": "0/3000148", "start_lsn": "0/4000028", "to_lsn": "0/4000100"}],
+    "status": "streaming",
+    "error": None,
+    "slot_lost": False,
+    "last_record_lsn": "0/4CF6E00",
+    "durable_lsn": "0/4CF6E00",
+}
 OFFLOADED: dict[str, Any] = {
     "tenant_id": TENANT,
     "timeline_id": _ANCESTOR,
