@@ -17,8 +17,8 @@ import pytest
 import zstandard
 
 from pageserver.keyspace.key import Key, RelTag
-from tests.integration.test_restore_and_verify import verify, wait_for
-from tests.integration.test_source_changes import end_of_log
+from tests.integration.test_restore_and_verify import verify
+from tests.integration.test_source_changes import end_of_log, wait_for
 from tests.page_server import PageServerProcess
 from tests.ports import free_port
 from tests.postgres.provision import Installation

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from tests.conftest import MakeServer
-from tests.integration.test_restore_and_verify import verify, wait_for
-from tests.integration.test_source_changes import end_of_log, make_durable, path_of
+from tests.integration.test_restore_and_verify import verify
+from tests.integration.test_source_changes import end_of_log, make_durable, path_of, wait_for
 from tests.page_server import PageServerProcess
 from tests.postgres.provision import ProvisionError
 from tests.stores.servers import S3Server

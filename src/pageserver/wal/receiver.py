@@ -316,7 +316,12 @@ class WalReceiver:
                     f"the replication slot is lost: there is no {slot} on the primary, so WAL that we need may be gone",
                     hint=RESYNC_HINT,
                 )
-        if facts.identity.pg_tli != self._source.pg_tli:
+        last, end = self._timeline.last_record_lsn, facts.identity.flush_lsn
+        if facts.identity.pg_tli == self._source.pg_tli:
+            if last <= end < last.normalised():
+                # Its WAL ends with a page, and so does ours; where the next one's header ends is ahead of it.
+                raise SourceUnavailableError(f"the primary has nothing behind {end} yet")
+        else:
             await run_blocking(
                 lambda: check_history(
                     connection,

@@ -103,7 +103,7 @@ def hold_wal(
     The connection streams afterwards and is good for nothing else: close it.
     Raises: WalRemovedError, SlotInUseError, SourceUnavailableError, SourceRefusedError.
     """
-    start = last_record_lsn.normalised()
+    start = last_record_lsn  # not behind a page header: the primary's WAL may end before it
     row = connection.start_replication(slot=slot, start=start, pg_tli=pg_tli)
     while row is not None:  # the primary left that timeline exactly here
         row = connection.start_replication(slot=slot, start=start, pg_tli=next_timeline_of(row).pg_tli)
