@@ -30,7 +30,9 @@ MAJOR = 16
 NEON_END = "0/4CF6E00"
 FIRST_SEGMENT = "000000010000000000000004"
 PATH = f"/v1/tenant/{TENANT}/timeline/{TIMELINE}"
-OURS = frozenset({"flavour", "wal_source_error", "import", "gaps", "names", "read_only"})
+OURS = frozenset(
+    {"flavour", "wal_source_error", "wal_source_paused", "ingest_stalled", "import", "gaps", "names", "read_only"}
+)
 """Keys that our bodies have beyond Neon's."""
 MAPS = frozenset({"layer_metadata", "tenant_specific_overrides", "effective_config", "tenant_conf"})
 """Objects whose keys are names of things, or settings."""
