@@ -150,11 +150,7 @@ def _collect_lsns(exposition: Exposition, timelines: _Timelines) -> None:
     exposition.gauge(
         "pageserver_wal_source_slot_retained_bytes",
         "WAL that a primary keeps for the replication slot of a timeline, as far as it told",
-        [
-            (labels, source.slot_retained_bytes)
-            for labels, source in sources
-            if source.slot_retained_bytes is not None
-        ],
+        [(labels, source.slot_retained_bytes) for labels, source in sources if source.slot_retained_bytes is not None],
     )
     exposition.gauge(
         "pageserver_wal_source_slot_lost",
