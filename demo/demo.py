@@ -181,7 +181,7 @@ def compare_pages(server: PageServerProcess, timeline: str, moments: list[Moment
 
 
 def put_a_branch_away(server: PageServerProcess, timeline: str, moment: Moment, later: Moment) -> bool:
-    """Branch at the first moment by name; archive, offload and unarchive the branch; it has the pages of that moment."""
+    """Branch at the first moment by name; archive, offload and unarchive the branch: it has that moment's pages."""
     step(f"pagectl timeline branch --name monday --lsn {moment.lsn}; archived, offloaded into the bucket, brought back")
     began = time.monotonic()
     server.pagectl("timeline", "branch", "--ancestor", timeline, "--lsn", moment.lsn, "--name", "monday")
@@ -190,9 +190,8 @@ def put_a_branch_away(server: PageServerProcess, timeline: str, moment: Moment, 
     branch = server.pagectl("timeline", "detail", "monday")
     (tenant,) = server.api("GET", "/v1/tenant")
     path = f"{server.url}/v1/tenant/{tenant['id']}/timeline/{branch['timeline_id']}/getpage"
-    changed = [
-        at for at in range(0, len(moment.pages), BLCKSZ) if moment.pages[at:][:BLCKSZ] != later.pages[at:][:BLCKSZ]
-    ]
+    starts = range(0, len(moment.pages), BLCKSZ)
+    changed = [at for at in starts if moment.pages[at : at + BLCKSZ] != later.pages[at : at + BLCKSZ]][:PAGES_OF_BRANCH]
     with httpx.Client(headers={"accept": "application/octet-stream"}) as client:
         same = all(
             is_same_page(
@@ -200,11 +199,11 @@ def put_a_branch_away(server: PageServerProcess, timeline: str, moment: Moment, 
                 moment.pages[at : at + BLCKSZ],
                 at // BLCKSZ,
             )
-            for at in changed[:PAGES_OF_BRANCH]
+            for at in changed
         )
     console.print(
-        f"   the branch is back after {time.monotonic() - began:.1f} s; {len(changed[:PAGES_OF_BRANCH])} pages that changed "
-        f"since are {'[green]as they were[/]' if same else '[red]not as they were[/]'}"
+        f"   the branch is back after {time.monotonic() - began:.1f} s; {len(changed)} pages that "
+        f"changed since are {'[green]as they were[/]' if same else '[red]not as they were[/]'}"
     )
     return same
 
@@ -222,7 +221,7 @@ def scrub(server: PageServerProcess) -> bool:
     bucket = server.workdir / "bucket"
     report = server.pagectl("scrub", "--deep", "--remote-storage", f"{{local_path='{bucket}'}}")
     console.print(
-        f"   {report['timelines']} timelines, {report['layers']} layers, every one of {report['values_read']} values decoded; "
+        f"   {report['timelines']} timelines, {report['layers']} layers, all {report['values_read']} values decoded; "
         f"{len(report['errors'])} errors, {len(report['warnings'])} warnings, {len(report['orphans'])} orphans"
     )
     return not (report["errors"] or report["warnings"])
