@@ -1,0 +1,110 @@
+"""Points of the conformance checklist of http-api.md that no other test of the API covers; the numbers are its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from pageserver.failpoints import Failpoints
+from pageserver.tenant.state import TenantState, TenantStatus
+from pageserver.timeline.state import TimelineState, TimelineStatus
+from tests.unit.mgmt.test_http import ATTACH, TL, Api, T, serve, vector
+from tests.unit.world import ROOT, TENANT
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with serve(tmp_path, wait_lsn_timeout="50ms") as served:
+        yield served
+
+
+async def test_answers_without_data_are_null_and_repetitions_may_agree(api: Api) -> None:
+    """4, 5, 6: the text `null`, also with 202; one trailing slash; `?a=1&a=1`."""
+    await api.follow()
+    for method, path in (
+        ("PUT", "/v1/deletion_queue/flush?execute=false&execute=false"),
+        ("POST", f"{T}/heatmap_upload/"),
+        ("PUT", f"{TL}/{ROOT}/checkpoint/?unknown=1"),
+        ("DELETE", f"{TL}/{ROOT}"),
+    ):
+        response = await api.client.request(method, path)
+        assert response.status_code == (202 if method == "DELETE" else 200), response.text
+        assert response.content == b"null"
+        assert response.headers["content-type"] == "application/json"
+
+
+async def test_with_a_controller_an_attachment_needs_its_generation(tmp_path: Path) -> None:
+    """9, 11: 400 without one, 400 for a secondary with one; Detached is fine for what is not here."""
+    async with serve(tmp_path, control_plane_api="http://127.0.0.1:1/upcall/v1/") as api:
+        assert await api.ask("PUT", f"{T}/location_config", ATTACH) == (
+            400,
+            {"msg": '"Generation must be set when attaching"'},
+        )
+        secondary = {"mode": "Secondary", "generation": 1, "tenant_conf": {}}
+        assert (await api.ask("PUT", f"{T}/location_config", secondary))[0] == 400
+        assert await api.ask("PUT", f"{T}/location_config", {"mode": "Detached", "tenant_conf": {}}) == (200, None)
+        assert (await api.ask("GET", f"/v1/location_config/{TENANT}"))[0] == 404
+
+
+async def test_states_are_told_and_decide_the_answers(api: Api) -> None:
+    """13, 27, 28: stopping is 503, broken 500, and both can be looked at; a broken timeline is an object."""
+    await api.follow()
+    tenant = api.world.manager.get(TENANT)
+    timeline = tenant.get_timeline(ROOT)
+    active, timeline.state = timeline.state, TimelineState(TimelineStatus.BROKEN, "a layer lies")
+    info = (await api.ask("GET", f"{TL}/{ROOT}"))[1]
+    assert info["state"] == {"Broken": {"reason": "a layer lies", "backtrace": ""}}
+    status, body = await api.ask("GET", f"{TL}/{ROOT}/keyspace")
+    assert (status, body["msg"].startswith("NotFound: Timeline ")) == (404, True)
+    timeline.state = active
+
+    was = tenant.state
+    tenant.state = TenantState(TenantStatus.STOPPING)
+    for method, path in (("GET", TL), ("POST", TL), ("DELETE", f"{TL}/{ROOT}"), ("PUT", f"{TL}/{ROOT}/checkpoint")):
+        body = {"new_timeline_id": "5" * 32} if method == "POST" else None
+        assert await api.ask(method, path, body) == (503, {"msg": "Shutting down"}), path
+    found = (await api.ask("GET", T))[1]
+    assert (found["state"], found["attachment_status"]) == ({"slug": "Stopping", "data": {}}, {"slug": "maybe"})
+    tenant.state = TenantState(TenantStatus.BROKEN, "because")
+    assert await api.ask("GET", TL) == (500, {"msg": "tenant is broken: because"})
+    found = (await api.ask("GET", T))[1]
+    assert found["state"] == {"slug": "Broken", "data": {"reason": "because", "backtrace": ""}}
+    assert found["attachment_status"] == {"slug": "failed", "data": {"reason": "because"}}
+    metrics = (await api.client.get("/metrics")).text
+    assert f'pageserver_broken_tenants_count{{shard_id="0000",tenant_id="{TENANT}"}} 1' in metrics
+    tenant.state = TenantState(TenantStatus.ACTIVATING)
+    assert (await api.ask("GET", "/v1/tenant"))[1][0]["state"] == {"slug": "Activating", "data": "Attaching"}
+    tenant.state = was
+
+
+async def test_effective_settings_are_neons(api: Api) -> None:
+    """25: durations as Neon writes them; every key that Neon shows is here with the same default."""
+    await api.attach(tenant_conf=vector("tenant_config.json")["tenant_specific_overrides"])
+    config = (await api.ask("GET", f"{T}/config"))[1]
+    assert config == vector("tenant_config.json")
+    assert (config["effective_config"]["gc_period"], config["effective_config"]["pitr_interval"]) == ("1h", "7days")
+
+
+async def test_a_tenant_that_is_not_here_can_be_deleted(api: Api) -> None:
+    """18."""
+    assert await api.ask("DELETE", f"/v1/tenant/{'7' * 32}") == (200, None)
+
+
+async def test_failpoints_of_the_whole_api_leave_their_own_route_open(tmp_path: Path) -> None:
+    """47."""
+    async with serve(tmp_path, failpoints=Failpoints(structlog.get_logger())) as api:
+        for name, status in (("api-503", 503), ("api-500", 500)):
+            assert await api.ask("PUT", "/v1/failpoints", [{"name": name, "actions": "return"}]) == (200, None)
+            assert (await api.ask("GET", "/v1/status"))[0] == status
+            assert await api.ask("PUT", "/v1/failpoints", [{"name": name, "actions": "off"}]) == (200, None)
+        assert (await api.ask("GET", "/v1/status"))[0] == 200
+
+
+async def test_a_body_of_a_get_is_ignored(api: Api) -> None:
+    """50: Neon's load generator sends `null`."""
+    response = await api.client.request("GET", "/v1/status", content=b"null")
+    assert response.json() == vector("status.json")
+    assert (await api.client.request("GET", "/v1/tenant", content=b"{broken")).status_code == 200
