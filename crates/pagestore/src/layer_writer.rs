@@ -145,7 +145,11 @@ impl FileWriter {
             e => self.error("rename layer file", &e.into()),
         })?;
         self.done = true;
-        sync_directory(&self.home.directory)?;
+        if let Err(error) = sync_directory(&self.home.directory) {
+            // Nobody learns of this file, and the next attempt must find its name free.
+            let _ = std::fs::remove_file(&path);
+            return Err(error);
+        }
         Ok(WrittenLayer { name, path, size })
     }
 }
