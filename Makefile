@@ -60,6 +60,10 @@ test: build postgres stores ## set up everything and pass all tests
 	@$(BIN)/python -m pytest
 
 SURVIVAL_SEEDS ?= 50
+.PHONY: steps
+steps: build postgres ## crash at every step of every operation, and at every step of each start after that
+	@PAGESERVER_STEPS=all $(BIN)/python -m pytest tests/steps
+
 .PHONY: survival
 survival: build postgres stores ## lose machines, split brains, failing stores, full disks: SURVIVAL_SEEDS=50 of each (hours)
 	@for suite in "lose-machine --seeds $(SURVIVAL_SEEDS) --store s3 --deep" \

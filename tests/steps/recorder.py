@@ -25,6 +25,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import structlog
@@ -205,8 +206,8 @@ class SteppingStore(LocalStore):
             await super().upload(key, source)
 
     async def delete(self, keys: Iterable[str]) -> None:
-        """A bulk deletion is one call and not atomic: a crash may leave any of the objects. Here, a first part."""
-        for key in list(keys):
+        """A bulk deletion is one call, not atomic and in no order: a crash may leave any of the objects."""
+        for key in sorted(keys, key=lambda key: Random(key).random()):
             with self._recorder.around(f"delete {key}"):
                 await super().delete([key])
 
