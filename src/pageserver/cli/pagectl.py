@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from pageserver.cli.client import DEFAULT_URL, ApiClient, Session
+from pageserver.cli.program import ProgramGroup
 
 COMMAND_MODULES = (
     "status",
@@ -34,7 +35,7 @@ COMMAND_MODULES = (
 _PIPE_WIDTH = 240
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=ProgramGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--url", envvar="PAGESERVER_URL", default=DEFAULT_URL, show_default=True, help="The server's HTTP API.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.pass_context

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from pageserver.cli.program import Program
 from pageserver.config import InvalidSettingError, init_workdir, read_config
 
 
@@ -19,7 +20,7 @@ def version_text() -> str:
     return f'{number} failpoints: true, features: ["testing"]'
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "-D",
     "--workdir",
