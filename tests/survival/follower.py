@@ -52,8 +52,8 @@ class FollowerPlan:
     major: int = 16
     seed: int = 1
     checkpoint_distance: int = 1 << 20
-    pause_seconds: float = 0.3
-    transactions_per_second: int = 50
+    pause_seconds: float = 1.0
+    transactions_per_second: int = 20
     remote_storage: str | None = None
     """`[remote_storage]` of the page servers, if it is not simply that of the bucket."""
     settings: dict[str, str] = field(default_factory=dict)
@@ -157,8 +157,7 @@ class Follower:
         self.machine.start()
         self.load.start()
         self.machine.pagectl("tenant", "create")
-        (tenant,) = self.machine.api("GET", "/v1/tenant")
-        self.tenant = str(tenant["id"])
+        self.wait_for(self._tenant_is_active, "an active tenant")
         created = self.machine.pagectl("timeline", "create", "--no-wait", "--primary", self.primary.conninfo())
         self.timeline = str(created["timeline_id"])
         self.wait_for(self._is_readable, "a readable timeline")
@@ -303,6 +302,11 @@ class Follower:
     def _has(self, lsn: Lsn) -> bool:
         found = self.detail()
         return bool(found) and Lsn.parse(found["last_record_lsn"]).normalised() >= lsn.normalised()
+
+    def _tenant_is_active(self) -> bool:
+        (tenant,) = self.machine.api("GET", "/v1/tenant")
+        self.tenant = str(tenant["id"])
+        return bool(tenant["state"]["slug"] == "Active")
 
     def _is_readable(self) -> bool:
         try:
