@@ -380,7 +380,7 @@ class PostgresWayIn:
         last = timeline.last_record_lsn
         if start_lsn.normalised() != last.normalised():
             raise PreconditionFailedError(
-                f"WAL from {start_lsn} does not continue the timeline, whose last record ends at {last}"
+                f"Cannot import WAL from Lsn {start_lsn} because timeline does not start from the same lsn: {last}"
             )
         is_stock = source.flavour is Flavour.STOCK
         store = timeline.store
