@@ -140,3 +140,33 @@ def test_a_workdir_closed_to_others_is_no_obstacle(postgres_installation: Instal
         server.pagectl("tenant", "create")
         made = server.pagectl("timeline", "create", "--pg-version", "16")
         assert made["state"] == "Active"
+
+
+def test_a_bootstrapped_timeline_follows_the_server_that_was_made_of_it(
+    postgres_installation: Installations, server_dir: Path
+) -> None:
+    """Goal: from nothing to a followed primary without a base backup. Method: bootstrap, restore, start, follow, and
+    restore what the server wrote.
+    """
+    installation = postgres_installation(16)
+    with PageServerProcess(
+        server_dir / "one", settings=settings_for(installation, 16, server_dir / "bucket")
+    ) as server:
+        server.pagectl("tenant", "create")
+        made = server.pagectl("timeline", "create", "--pg-version", "16", "--name", "main")
+        primary = start_restored(server, installation, 16, made, server_dir / "primary")
+        server.pagectl("timeline", "source", "set", "main", "--primary", primary.conninfo())
+        primary.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) i")
+        end = Lsn.parse(primary.value("SELECT pg_switch_wal()"))
+
+        def reached() -> bool:
+            return Lsn.parse(server.pagectl("timeline", "detail", "main")["last_record_lsn"]) >= end
+
+        server.wait_for(reached, 60, "the server's WAL")
+        copy = start_restored(
+            server, installation, 16, server.pagectl("timeline", "detail", "main"), server_dir / "copy"
+        )
+        assert copy.value("SELECT sum(i) FROM t") == "500500"
+        assert system_identifier(copy) == system_identifier(primary)
+        copy.stop()
+        primary.stop("immediate")
