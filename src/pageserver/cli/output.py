@@ -52,3 +52,20 @@ def size_text(size: int | None) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+def state_text(info: dict[str, Any]) -> str:
+    """Return the state in a few words, with what an import or a source says."""
+    state = info["state"]
+    if isinstance(state, dict):
+        return f"Broken: {state['Broken']['reason']}"
+    if info.get("wal_source_error"):
+        return f"{state}, source stopped"
+    if info.get("wal_source_paused"):
+        return f"{state}, source paused"
+    if info.get("ingest_stalled"):
+        return f"{state}, ingest stalled"
+    progress = info.get("import")
+    if progress and state == "Loading":
+        return f"importing ({progress['phase']})"
+    return f"{state}, archived" if info.get("is_archived") else str(state)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from pageserver.cli.client import Session
-from pageserver.cli.output import make_table, show
-from pageserver.cli.timeline import state_text
+from pageserver.cli.output import make_table, show, state_text
 
 
 def register(group: click.Group) -> None:

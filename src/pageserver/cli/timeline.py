@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 from urllib.parse import quote
 
 import click
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
-from pageserver.cli.client import ApiRefusal, Session, Unreachable, parse_timeline
+from pageserver.cli.client import Session, parse_timeline
+from pageserver.cli.import_progress import watch_import
 from pageserver.cli.moments import find_lsn
-from pageserver.cli.output import make_table, show, size_text, tenant_option
+from pageserver.cli.output import make_table, show, size_text, state_text, tenant_option
 from pageserver.cli.working import working
 from pageserver.errors import PageServerError
 from pageserver.ids import TimelineId
 from pageserver.lsn import Lsn
-
-_POLL_SECONDS = 0.2
-_RESTART_SECONDS = 60.0
 
 
 def register(group: click.Group) -> None:
@@ -75,7 +64,7 @@ def create(
     with working(session, f"making timeline {new_id}"):
         info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
     if conninfo is not None and not no_wait:
-        info = _watch_import(session, f"/v1/tenant/{shard}/timeline/{new_id}")
+        info = watch_import(session, f"/v1/tenant/{shard}/timeline/{new_id}", "import", _is_imported)
     show(session, info, lambda: _detail_table(info))
 
 
@@ -269,67 +258,14 @@ def offload(session: Session, tenant: str | None, timeline_id: str) -> None:
     show(session, None, lambda: make_table(("offloaded",), [(timeline_id,)]))
 
 
-def state_text(info: dict[str, Any]) -> str:
-    """Return the state in a few words, with what an import or a source says."""
-    state = info["state"]
-    if isinstance(state, dict):
-        return f"Broken: {state['Broken']['reason']}"
-    if info.get("wal_source_error"):
-        return f"{state}, source stopped"
-    if info.get("wal_source_paused"):
-        return f"{state}, source paused"
-    if info.get("ingest_stalled"):
-        return f"{state}, ingest stalled"
-    progress = info.get("import")
-    if progress and state == "Loading":
-        return f"importing ({progress['phase']})"
-    return f"{state}, archived" if info.get("is_archived") else str(state)
-
-
 def _set_archival(session: Session, tenant: str | None, timeline_id: str, state: str) -> None:
     session.client.put(f"{session.timeline_path(tenant, timeline_id)}/archival_config", {"state": state})
     show(session, None, lambda: make_table((state.lower(),), [(timeline_id,)]))
 
 
-def _watch_import(session: Session, path: str) -> dict[str, Any]:
-    """Follow an import to its end, with a bar for people."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
-        task = bar.add_task("connecting", total=None)
-        while True:
-            info = get_patiently(session, path)
-            if info.get("wal_source_error"):
-                raise click.ClickException(f"the import stopped: {info['wal_source_error']}")
-            if isinstance(info["state"], dict):
-                raise click.ClickException(state_text(info))
-            progress = info.get("import")
-            if progress is not None:
-                total = max(progress["bytes_total"], progress["bytes_done"]) or None
-                bar.update(task, description=progress["phase"], completed=progress["bytes_done"], total=total)
-            if info["state"] == "Active" and Lsn.parse(info["last_record_lsn"]) >= Lsn.parse(info["min_readable_lsn"]):
-                return info
-            time.sleep(_POLL_SECONDS)
-
-
-def get_patiently(session: Session, path: str) -> dict[str, Any]:
-    """Ask for a timeline; a server that restarts meanwhile goes on with the import, so wait for it."""
-    deadline = time.monotonic() + _RESTART_SECONDS
-    while True:
-        try:
-            info: dict[str, Any] = session.client.get(path)
-        except (Unreachable, ApiRefusal) as error:
-            is_away = isinstance(error, Unreachable) or error.status == 503
-            if not is_away or time.monotonic() > deadline:
-                raise
-            time.sleep(_POLL_SECONDS)
-        else:
-            return info
+def _is_imported(info: dict[str, Any]) -> bool:
+    readable_from = Lsn.parse(info["min_readable_lsn"])
+    return info["state"] == "Active" and Lsn.parse(info["last_record_lsn"]) >= readable_from
 
 
 def _detail_table(info: dict[str, Any]) -> Table:

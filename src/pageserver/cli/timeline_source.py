@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import click
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.table import Table
 
 from pageserver.cli.client import Session
+from pageserver.cli.import_progress import watch_import
 from pageserver.cli.output import make_table, show, size_text, tenant_option
-from pageserver.cli.timeline import get_patiently, timeline
+from pageserver.cli.timeline import timeline
 from pageserver.lsn import Lsn
-
-_POLL_SECONDS = 0.2
 
 
 def register(_group: click.Group) -> None:
@@ -61,35 +58,16 @@ def resync(session: Session, tenant: str | None, timeline_id: str, force: bool, 
     path = session.timeline_path(tenant, timeline_id)
     info = session.client.post(f"{path}/source/resync", {"force": force})
     if not no_wait:
-        info = _watch(session, path, gaps_before=len(info.get("gaps", [])))
+        gaps_before = len(info.get("gaps", []))
+
+        def is_done(now: dict[str, Any]) -> bool:
+            gaps = now.get("gaps", [])
+            return len(gaps) > gaps_before and Lsn.parse(now["last_record_lsn"]) >= Lsn.parse(gaps[-1]["to_lsn"])
+
+        info = watch_import(session, path, "resync", is_done)
     gaps = info.get("gaps", [])
     rows = [(gap["from_lsn"], gap["to_lsn"]) for gap in gaps]
     show(session, info, lambda: make_table(("readable up to", "and again from"), rows))
-
-
-def _watch(session: Session, path: str, *, gaps_before: int) -> dict[str, Any]:
-    """Follow a resync until what came with it can be read."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
-        task = bar.add_task("connecting", total=None)
-        while True:
-            info = get_patiently(session, path)
-            if info.get("wal_source_error"):
-                raise click.ClickException(f"the resync stopped: {info['wal_source_error']}")
-            progress = info.get("import")
-            if progress is not None:
-                total = max(progress["bytes_total"], progress["bytes_done"]) or None
-                bar.update(task, description=progress["phase"], completed=progress["bytes_done"], total=total)
-            gaps = info.get("gaps", [])
-            if len(gaps) > gaps_before and Lsn.parse(info["last_record_lsn"]) >= Lsn.parse(gaps[-1]["to_lsn"]):
-                return info
-            time.sleep(_POLL_SECONDS)
 
 
 def _table(described: dict[str, Any]) -> Table:
