@@ -139,7 +139,7 @@ class TenantOverrides:
         """Read a `tenant_conf` object. A null means the same as an absent key. Raises InvalidSettingError with the
         key's path.
         """
-        given = {key: value for key, value in document.items() if value is not None}
+        given = {key: _without_nulls(key, value) for key, value in document.items() if value is not None}
         known = {key: value for key, value in given.items() if key in TenantSettings.model_fields}
         try:
             settings = TenantSettings.model_validate(known)
@@ -163,3 +163,14 @@ class TenantOverrides:
     def effective(self, server_defaults: TenantOverrides) -> TenantSettings:
         """Overlay the server's `[tenant_config]`, then these overrides, over the built-in defaults."""
         return TenantSettings.model_validate({**server_defaults.known(), **self.known()})
+
+
+def _without_nulls(path: str, value: Any) -> Any:
+    """Return a value as TOML can hold it: a null in a table is the same as an absent key, one in a list is refused."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(f"{path}.{key}", below) for key, below in value.items() if below is not None}
+    if isinstance(value, list):
+        if None in value:
+            raise InvalidSettingError(f"{path}: a list cannot hold null")
+        return [_without_nulls(path, below) for below in value]
+    return value

@@ -56,10 +56,10 @@ class LocationConfigBody(BaseModel):
 
     def to_request(self, *, claims_generations: bool) -> LocationRequest:
         """Check what the types cannot (tenants.md 4.2). Raises ApiError 400, RequestError, InvalidSettingError."""
+        overrides = TenantOverrides.parse(self.tenant_conf)
         if self.mode == "Detached":
             return LocationRequest(mode=None, generation=None, location=None)
         identity = ShardIdentity.from_parts(self.shard_number, self.shard_count, self.shard_stripe_size)
-        overrides = TenantOverrides.parse(self.tenant_conf)
         if self.mode == "Secondary":
             if self.generation is not None:
                 raise bad_request("Generation must not be set when in secondary mode")

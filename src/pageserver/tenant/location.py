@@ -136,7 +136,7 @@ def _toml_table(path: str, table: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _toml_key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _toml_text(key)
 
 
 def _toml_value(value: object) -> str:
@@ -146,4 +146,9 @@ def _toml_value(value: object) -> str:
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{_toml_key(key)} = {_toml_value(below)}" for key, below in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)
+    return _toml_text(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _toml_text(text: str) -> str:
+    """Quote a text: TOML's escapes are those of JSON, but it wants DEL escaped and knows no surrogates."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")

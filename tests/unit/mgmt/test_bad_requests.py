@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from pageserver.remote import paths
+from pageserver.tenant.location import LocationConfig
 from tests.unit.mgmt.test_http import TL, Api, T, serve
 from tests.unit.world import ROOT, TENANT
 
@@ -107,3 +110,30 @@ async def test_the_error_of_a_bug_in_the_engine_is_an_answer_too(api: Api, monke
     monkeypatch.setattr(type(api.world.manager), "attached", break_down)
     response: httpx.Response = await api.client.get("/v1/tenant")
     assert (response.status_code, response.json()) == (500, {"msg": "HTTP request handler task panicked"})
+
+
+async def test_settings_are_checked_whatever_the_mode_and_unknown_ones_survive_a_file(api: Api) -> None:
+    """A location is written as TOML, which has no null and no numbers beyond 64 bits."""
+    detached = {"mode": "Detached", "tenant_conf": {"checkpoint_distance": "1"}}
+    assert (await api.ask("PUT", f"{T}/location_config", detached))[0] == 400
+    assert (await api.ask("GET", T))[0] == 200
+    odd_ones: list[dict[str, Any]] = [
+        {"": 1},
+        {"a\0b": "\0"},
+        {"unknown": None},
+        {"unknown": [None, 1]},
+        {"unknown": [1, "x", {"y": None}]},
+        {"unknown": {"y": None, "z": [[], {}]}},
+        {"unknown": 1 << 70},
+        {"unknown": 1e300},
+        {"unknown": "\x7f\x01\t", "\x7f": "\x7f"},
+        {"unknown": '\u0085\u2028\U0001f418\\"\n'},
+    ]
+    for odd in odd_ones:
+        body = {"mode": "AttachedSingle", "generation": None, "tenant_conf": odd}
+        status, answer = await api.ask("PUT", f"{T}/location_config", body)
+        assert status == (400 if "[None" in str(odd) else 200), (odd, answer)
+        assert (await api.ask("GET", T))[1]["state"] == {"slug": "Active"}, odd
+        written = paths.location_config_path(api.world.workdir, TENANT).read_text()
+        assert LocationConfig.decode(written) == api.world.manager.get(TENANT).location, odd
+    assert (await api.ask("PUT", f"{T}/location_config", body))[0] == 200
