@@ -64,6 +64,10 @@ SURVIVAL_SEEDS ?= 50
 steps: build postgres ## crash at every step of every operation, and at every step of each start after that
 	@PAGESERVER_STEPS=all $(BIN)/python -m pytest tests/steps
 
+.PHONY: bootstrap
+bootstrap: build postgres ## make clusters with initdb of every major version, and start what is restored of them
+	@PAGESERVER_MAJORS=all $(BIN)/python -m pytest tests/integration/test_bootstrap.py
+
 .PHONY: survival
 survival: build postgres stores ## lose machines, split brains, failing stores, full disks: SURVIVAL_SEEDS=50 of each (hours)
 	@for suite in "lose-machine --seeds $(SURVIVAL_SEEDS) --store s3 --deep" \

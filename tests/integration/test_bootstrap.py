@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from tests.postgres.provision import Installation
 from tests.postgres.server import PostgresServer, unprivileged_user
 
 Installations = Callable[[int], Installation]
+
+MAJORS = (14, 15, 16, 17, 18) if os.environ.get("PAGESERVER_MAJORS") == "all" else (16, 18)
+"""Each takes half a minute: `make bootstrap` tries all of them."""
 
 
 def settings_for(installation: Installation, major: int, bucket: Path) -> dict[str, str]:
@@ -42,7 +46,7 @@ def system_identifier(server: PostgresServer) -> int:
     return int(server.value("SELECT system_identifier FROM pg_control_system()"))
 
 
-@pytest.mark.parametrize("major", [16, 18, *(pytest.param(major, marks=pytest.mark.slow) for major in (14, 15, 17))])
+@pytest.mark.parametrize("major", MAJORS)
 def test_a_bootstrapped_timeline_is_a_cluster(
     postgres_installation: Installations, server_dir: Path, major: int
 ) -> None:
