@@ -139,13 +139,14 @@ class TenantOverrides:
         """Read a `tenant_conf` object. A null means the same as an absent key. Raises InvalidSettingError with the
         key's path.
         """
-        given = {key: _without_nulls(key, value) for key, value in document.items() if value is not None}
+        given = {key: value for key, value in document.items() if value is not None}
         known = {key: value for key, value in given.items() if key in TenantSettings.model_fields}
         try:
             settings = TenantSettings.model_validate(known)
         except ValidationError as error:
             raise InvalidSettingError(describe(error)) from error
-        return cls(settings=settings, unknown={key: value for key, value in given.items() if key not in known})
+        unknown = {key: _without_nulls(key, value) for key, value in given.items() if key not in known}
+        return cls(settings=settings, unknown=unknown)
 
     def patched(self, document: Mapping[str, Any]) -> TenantOverrides:
         """Return the overrides after a PATCH: an absent key is unchanged, null removes one, a value sets it."""

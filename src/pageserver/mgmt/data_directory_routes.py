@@ -111,6 +111,9 @@ async def get_verify_part(request: Request) -> Response:
 
 
 async def _view(request: Request) -> _View:
+    # What is wrong with the request shows before anything is waited for.
+    _parts(request)
+    _tli(request)
     tenant = await active_tenant(context_of(request), tenant_shard_id(request))
     timeline = tenant.get_timeline(named_timeline_id(request, tenant))
     lsn = query_param(request, "lsn", parse_lsn) or timeline.last_record_lsn
@@ -139,12 +142,17 @@ def _plan(view: _View, request: Request) -> restore.RestorePlan:
         )
     source = parse_source(document.body)
     history = restore.PgHistory(source.pg_tli, [HistoryEntry(line.pg_tli, line.end_lsn, "") for line in source.history])
-    tli = query_param(request, "tli", parse_u32)
-    if tli == 0:
-        raise bad_request("tli is 0; HINT: PostgreSQL's timelines count from 1")
+    tli = _tli(request)
     return restore.plan(
         view.directory, view.snapshot, history, lsn=view.lsn, version=view.version, parts=_parts(request), tli=tli
     )
+
+
+def _tli(request: Request) -> int | None:
+    tli = query_param(request, "tli", parse_u32)
+    if tli == 0:
+        raise bad_request("tli is 0; HINT: PostgreSQL's timelines count from 1")
+    return tli
 
 
 def _parts(request: Request) -> int:

@@ -62,7 +62,7 @@ QUERIES = {
     "a number past 64 bits": f"{T}/generations?limit={1 << 64}",
     "digits of other scripts": f"{T}/generations?limit=%D9%A3",
     "an underscore in a number": f"{T}/generations?limit=1_0",
-    "a part past 32 bits": f"{TL}/{ROOT}/data_directory?tli={1 << 32}",
+    "a timeline past 32 bits": f"{TL}/{ROOT}/data_directory?tli={1 << 32}&lsn=FF/0",
     "no part": f"{TL}/{ROOT}/data_directory?parts=0",
     "part below zero": f"{TL}/{ROOT}/data_directory/part/-1",
     "an lsn past 64 bits": f"{TL}/{ROOT}/keyspace?at_lsn=1FFFFFFFF/0",
@@ -114,6 +114,9 @@ async def test_the_error_of_a_bug_in_the_engine_is_an_answer_too(api: Api, monke
 
 async def test_settings_are_checked_whatever_the_mode_and_unknown_ones_survive_a_file(api: Api) -> None:
     """A location is written as TOML, which has no null and no numbers beyond 64 bits."""
+    throttle: dict[str, Any] = {"task_kinds": [], "max": None}
+    patch = {"tenant_id": str(TENANT), "timeline_get_throttle": throttle}
+    assert (await api.ask("PATCH", "/v1/tenant/config", patch))[0] == 400, "a known key has no null inside"
     detached = {"mode": "Detached", "tenant_conf": {"checkpoint_distance": "1"}}
     assert (await api.ask("PUT", f"{T}/location_config", detached))[0] == 400
     assert (await api.ask("GET", T))[0] == 200
