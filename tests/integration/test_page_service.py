@@ -109,8 +109,13 @@ def read_until(connection: socket.socket, tag: bytes) -> None:
         pass
 
 
-def get_page(block: int, *, not_modified_since: int = LAST) -> bytes:
-    body = struct.pack(">BQQQIIIBI", 2, block, LATEST, not_modified_since, *RELATION, block)
+def get_page(block: int, *, request_lsn: int = LATEST, not_modified_since: int = LAST) -> bytes:
+    body = struct.pack(">BQQQIIIBI", 2, block, request_lsn, not_modified_since, *RELATION, block)
+    return b"d" + struct.pack(">I", len(body) + 4) + body
+
+
+def count_blocks(*, request_lsn: int) -> bytes:
+    body = struct.pack(">BQQQIIIB", 1, 9, request_lsn, 0x1000, *RELATION)
     return b"d" + struct.pack(">I", len(body) + 4) + body
 
 
@@ -182,6 +187,34 @@ async def test_a_lsn_that_does_not_come_is_an_error_with_the_receivers_status(tm
         _, payload = await asyncio.to_thread(message, connection)
         assert payload[25:].startswith(b"LSN timeout: Timed out while waiting for WAL record at LSN 0/9000 to arrive")
         assert payload.endswith(b"WalReceiver status: waiting for a primary\0")
+        connection.close()
+
+
+async def test_what_lies_in_a_gap_of_the_history_is_refused_with_both_ends(tmp_path: Path) -> None:
+    """Goal: a client in a gap gets an error, never the state before it (docs/decisions/0008), also if it waited there;
+    one at either end gets its page, and the connection goes on.
+    """
+    async with world(tmp_path) as w:
+        connection = await asyncio.to_thread(w.page_stream)
+        end, inside = LAST + 0x1000, LAST + 0x800
+        w.store.set_gaps([(LAST, end)])
+        connection.sendall(get_page(0, not_modified_since=inside, request_lsn=inside))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(w.store.put_images, end, [(bytes(Key.checkpoint()), bytes(88))])
+        _, waited = await asyncio.to_thread(message, connection)
+        asked = [
+            get_page(0, request_lsn=LAST),
+            get_page(0, request_lsn=inside),
+            count_blocks(request_lsn=inside),
+            get_page(0, request_lsn=end),
+            count_blocks(request_lsn=end),
+        ]
+        connection.sendall(b"".join(asked))
+        before, page, count, behind, counted = [(await asyncio.to_thread(message, connection))[1] for _ in asked]
+        for refused in (waited, page, count):
+            assert b"gap of the timeline's history, between 0/2000 and 0/3000" in refused, refused
+        assert before[-8192:] == behind[-8192:] == PAGE
+        assert counted[-4:] == struct.pack(">I", 3)
         connection.close()
 
 

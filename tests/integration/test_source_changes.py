@@ -138,9 +138,12 @@ def test_a_lost_slot_is_named_and_a_resync_goes_on_behind_a_gap(
         assert described["slot_state"] is None or described["slot_state"]["wal_status"] == "lost"
         samples = {name: value for name, value in server.metrics().items() if "slot_lost" in name}
         assert list(samples.values()) == [1.0]
+        if by_size:
+            # Its WAL is gone, and `source set` says so; where only the slot was dropped it would do.
+            with pytest.raises(AssertionError, match="pagectl timeline resync"):
+                server.pagectl("timeline", "source", "set", timeline, "--primary", primary.conninfo())
         before = detail(server, timeline)
-        info = server.pagectl("timeline", "resync", timeline)
-        (gap,) = info["gaps"]
+        gap = resync(server, timeline, is_killed=not by_size)
         assert gap["from_lsn"] == before["last_record_lsn"]
         assert Lsn.parse(gap["from_lsn"]) >= Lsn.parse(last)
         primary.sql("insert into kept select i, 'third' from generate_series(9001, 9500) i")
@@ -167,6 +170,26 @@ def test_a_lost_slot_is_named_and_a_resync_goes_on_behind_a_gap(
         assert other.pagectl("timeline", "source", "show", timeline)["gaps"] == [gap]
     report = other.pagectl("scrub", "--remote-storage", f"{{local_path='{server_dir / 'bucket'}'}}", "--deep")
     assert report["errors"] == [] and report["warnings"] == [], report
+
+
+def resync(server: PageServerProcess, timeline: str, *, is_killed: bool) -> dict[str, str]:
+    """Resynchronise a timeline, perhaps over a crash, and return its gap."""
+    if is_killed:
+        server.pagectl("timeline", "resync", timeline, "--no-wait")
+        server.kill()
+        server.start()
+
+        def has_gap() -> bool:
+            with contextlib.suppress(httpx.HTTPStatusError):  # the tenant is being loaded
+                return bool(detail(server, timeline).get("gaps"))
+            return False
+
+        server.wait_for(has_gap, 60, "a gap")
+        (gap,) = detail(server, timeline)["gaps"]
+        wait_for(server, timeline, gap["to_lsn"])
+    else:
+        (gap,) = server.pagectl("timeline", "resync", timeline)["gaps"]
+    return {str(key): str(value) for key, value in gap.items()}
 
 
 def change_everything(primary: PostgresServer) -> None:

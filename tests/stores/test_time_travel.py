@@ -65,6 +65,7 @@ def test_everything_deleted_comes_back(versioned: S3Server, make_server: MakeSer
         server.pagectl("tenant", "create")
         timeline = server.pagectl("timeline", "create", "--primary", primary.conninfo())["timeline_id"]
         (tenant,) = (each["id"] for each in server.pagectl("tenant", "list"))
+        server.api("PUT", f"/v1/tenant/{tenant}/name/main", {"timeline_id": timeline})
         primary.sql("update t set filler = 'second' where i % 3 = 0")
         last = make_durable(server, primary, timeline)
         time.sleep(1.1)  # stores tell seconds
@@ -93,7 +94,7 @@ def test_everything_deleted_comes_back(versioned: S3Server, make_server: MakeSer
         assert {key for key in back if "/timelines/" in key} == {key for key in wanted if "/timelines/" in key}
         server.pagectl("tenant", "create", tenant)
         info = server.api("GET", path_of(server, timeline))
-        assert info["state"] == "Active"
+        assert (info["state"], info["names"]) == ("Active", ["main"])
         primary.sql("checkpoint")
         primary.stop("fast")
         wait_for(server, timeline, end_of_log(primary))

@@ -443,6 +443,7 @@ fn page_error(error: ReadError, handle: &Handle, body: &Body<'_>) -> PageError {
     match error {
         // A read that fails because its timeline closed under it must not reach the user's statement.
         ReadError::Stopped => PageError::Shutdown,
+        ReadError::Refused(text) => PageError::BadRequest(text),
         ReadError::Failed(_) if handle.watch_closed().borrow().is_some() => PageError::Shutdown,
         ReadError::Failed(text) => PageError::Read(format!("{text} ({body:?})")),
     }

@@ -13,6 +13,9 @@ pub enum ReadError {
     /// The timeline is shutting down; the client is told to go elsewhere.
     #[error("timeline is shutting down")]
     Stopped,
+    /// There is nothing to be had at that LSN, and the client is told why.
+    #[error("{0}")]
+    Refused(String),
     /// Missing key, failed redo, corrupt layer: the text is for the log.
     #[error("{0}")]
     Failed(String),

@@ -20,7 +20,7 @@ impl From<StoreError> for ReadError {
 fn check_gap(store: &TimelineStore, lsn: Lsn) -> Result<(), ReadError> {
     match store.gaps().at(lsn) {
         None => Ok(()),
-        Some(gap) => Err(ReadError::Failed(format!(
+        Some(gap) => Err(ReadError::Refused(format!(
             "lsn {lsn} lies in a gap of the timeline's history, between {} and {}: the WAL of that time never came; \
              read at one of the two or beyond",
             gap.from, gap.to
