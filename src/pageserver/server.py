@@ -29,6 +29,7 @@ from pageserver.clock import Clock, SystemClock
 from pageserver.config import InvalidSettingError, RemoteStorage, ServerConfig
 from pageserver.control import ControllerGenerations, UpcallClient, read_registration
 from pageserver.counts import ServerCounts
+from pageserver.disk_errors import DiskGuard
 from pageserver.errors import PageServerError, StoppedError
 from pageserver.failpoints import Failpoints, FailpointSyntaxError, parse_environment
 from pageserver.mgmt import ApiContext, create_app
@@ -236,6 +237,7 @@ class _Server:
             generations = in_bucket = BucketGenerations(storage, claim, clock=clock, log=self._log)
         else:
             generations = self._controller_generations(client)
+        disk = DiskGuard(self._log)
         deletions = DeletionQueue(
             config.workdir,
             storage=storage,
@@ -243,6 +245,7 @@ class _Server:
             clock=clock,
             log=self._log,
             failpoints=self._failpoints,
+            disk=disk,
         )
         resources = TenantResources(
             workdir=config.workdir,
@@ -258,6 +261,7 @@ class _Server:
             downloads=DownloadCounts(),
             clock=clock,
             log=self._log,
+            disk=disk,
             failpoints=self._failpoints,
             counts=counts,
             uploads=UploadPolicy.from_environment(

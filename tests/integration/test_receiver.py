@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
+import structlog
 
 from pageserver.clock import SystemClock
 from pageserver.lsn import INVALID_LSN, WAL_SEGMENT_SIZE, Lsn
@@ -51,6 +52,7 @@ class FakeTimeline:
     timeline_id: str = "fake"
     rolls: int = 0
     wal: dict[int, bytes] = field(default_factory=dict)
+    disk: DiskGuard = field(default_factory=lambda: DiskGuard(structlog.get_logger()))
 
     async def freeze_and_flush(self) -> None:
         """Nothing of this timeline is ever durable but what a test says."""

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2] / "src" / "pageserver"
 
 #: Floors from the ground up. Rooms on one floor do not import each other.
 FLOORS: list[set[str]] = [
-    {"lsn", "ids", "errors", "clock", "counts", "failpoints", "_core"},
+    {"lsn", "ids", "errors", "clock", "counts", "disk_errors", "failpoints", "_core"},
     {"config", "postgres", "keyspace"},
     {"remote"},
     {"repository"},
@@ -27,6 +27,7 @@ SAME_FLOOR = {
     ("errors", "lsn"): "words may use each other",
     ("errors", "ids"): "words may use each other",
     ("failpoints", "errors"): "words may use each other",
+    ("disk_errors", "errors"): "words may use each other",
     ("postgres", "keyspace"): "file names in a data directory are those of relation tags",
 }
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 SCRIPT = """
-import os, resource, sys
+import errno, os, resource, sys
 from pathlib import Path
 from pageserver import _core
 from pageserver.errors import UnavailableError
@@ -45,6 +45,7 @@ for _ in range(2):
         store.flush_oldest(1)
     except UnavailableError as error:
         assert "fsync directory" in str(error), error
+        assert error.facts["errno"] == errno.EMFILE, error.facts
     else:
         raise AssertionError("the directory was synced without a descriptor")
 assert store.frozen_layers() == 1

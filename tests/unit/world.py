@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ import structlog
 
 from pageserver.clock import SystemClock
 from pageserver.config import RepositoryKind, ServerSettings, parse_settings
+from pageserver.disk_errors import DiskGuard
 from pageserver.errors import MissingKeyError, NotFoundError, PreconditionFailedError, RequestError
 from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantId, TenantShardId, TimelineId
@@ -396,6 +398,7 @@ class World:
         engine: Engine | None = None,
         failpoints: Failpoints | None = None,
         log: Any = None,
+        end_process: Callable[[], object] = os.abort,
         **settings: Any,
     ) -> World:
         """Start in `workdir`, over what an earlier world left there. With `bucket`, layers are stored there as well."""
@@ -406,8 +409,15 @@ class World:
         claim = GenerationClaim(1234, f"instance {number}", "host", datetime.now(UTC).isoformat())
         generations = BucketGenerations(storage, claim, clock=clock, log=log)
         failpoints = failpoints or Failpoints.off()
+        disk = DiskGuard(log, end_process=end_process)
         deletions = DeletionQueue(
-            workdir, storage=storage, validator=generations, clock=clock, log=log, failpoints=failpoints
+            workdir,
+            storage=storage,
+            validator=generations,
+            clock=clock,
+            log=log,
+            failpoints=failpoints,
+            disk=disk,
         )
         resources = TenantResources(
             workdir=workdir,
@@ -423,6 +433,7 @@ class World:
             deletions=deletions,
             clock=clock,
             log=log,
+            disk=disk,
             failpoints=failpoints,
         )
         manager = TenantManager(resources)

@@ -47,6 +47,13 @@ fn lsn_timeout(py: Python<'_>, lsn: u64, last_record_lsn: u64) -> PyResult<PyErr
     Ok(make(py, "LsnTimeoutError", None, &kwargs))
 }
 
+fn io_error(py: Python<'_>, text: &str, path: &str, errno: Option<i32>) -> PyResult<PyErr> {
+    let kwargs = PyDict::new(py);
+    kwargs.set_item("path", path)?;
+    kwargs.set_item("errno", errno)?;
+    Ok(make(py, "UnavailableError", Some(text), &kwargs))
+}
+
 /// Turns an error of the storage engine into ours.
 pub fn store_error(py: Python<'_>, error: &StoreError) -> PyErr {
     let text = error.to_string();
@@ -65,7 +72,7 @@ pub fn store_error(py: Python<'_>, error: &StoreError) -> PyErr {
             facts(&[("key", key.to_string()), ("lsn", lsn.to_string())], "CorruptDataError")
         }
         StoreError::RedoUnavailable { key, .. } => facts(&[("key", key.to_string())], "UnavailableError"),
-        StoreError::Io { path, .. } => facts(&[("path", path.clone())], "UnavailableError"),
+        StoreError::Io { path, errno, .. } => io_error(py, &text, path, *errno).unwrap_or_else(|e| e),
         StoreError::Stopped => facts(&[], "StoppedError"),
     }
 }

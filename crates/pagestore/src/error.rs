@@ -30,7 +30,7 @@ pub enum StoreError {
     #[error("value of key {key} at lsn {lsn} is corrupt: {detail}")]
     CorruptValue { key: Key, lsn: Lsn, detail: String },
     #[error("{context} {path}: {detail}")]
-    Io { context: &'static str, path: String, detail: String },
+    Io { context: &'static str, path: String, detail: String, errno: Option<i32> },
     /// A layer is not on this disk and could not be brought here.
     #[error("layer {layer} could not be downloaded: {detail}")]
     Download { layer: String, detail: String },
@@ -52,7 +52,12 @@ pub type ReadError = StoreError;
 
 impl StoreError {
     pub fn io(context: &'static str, path: &Path, error: &std::io::Error) -> StoreError {
-        StoreError::Io { context, path: path.display().to_string(), detail: error.to_string() }
+        StoreError::Io {
+            context,
+            path: path.display().to_string(),
+            detail: error.to_string(),
+            errno: error.raw_os_error(),
+        }
     }
 
     pub fn corrupt(object: &str, detail: impl ToString) -> StoreError {

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pageserver.clock import Clock
+from pageserver.disk_errors import DiskGuard
 from pageserver.errors import StoppedError
 from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantShardId, TimelineId
@@ -59,6 +60,7 @@ class DeletionQueue:
         log: Any,
         idle_seconds: float = IDLE_SECONDS,
         failpoints: Failpoints | None = None,
+        disk: DiskGuard | None = None,
     ) -> None:
         self._shared = Shared(
             DeletionDirectory(workdir),
@@ -66,6 +68,7 @@ class DeletionQueue:
             validator,
             clock,
             log,
+            disk or DiskGuard(log),
             idle_seconds,
             failpoints=failpoints or Failpoints.off(),
         )

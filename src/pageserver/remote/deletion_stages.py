@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pageserver.clock import Clock
+from pageserver.disk_errors import DiskGuard
 from pageserver.failpoints import FailpointError, Failpoints
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote.backoff import retry_for_ever
@@ -82,6 +83,7 @@ class Shared:
     validator: GenerationValidator
     clock: Clock
     log: Any
+    disk: DiskGuard
     idle_seconds: float = IDLE_SECONDS
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     counters: DeletionCounters = field(default_factory=DeletionCounters)
@@ -250,6 +252,7 @@ class Validator:
         try:
             await asyncio.to_thread(shared.directory.write_list, pending)
         except OSError as error:
+            shared.disk.check(error)
             # The file still names what was dropped. A header beyond it would declare that valid, so there is none any
             # more in this process, and what is left of the list is forgotten.
             shared.log.warning("a validated deletion list cannot be rewritten", error=str(error))
@@ -262,6 +265,7 @@ class Validator:
         try:
             await asyncio.to_thread(self._shared.directory.write_header, sequence)
         except OSError as error:
+            self._shared.disk.check(error)
             self._shared.log.warning("the deletion header cannot be written", error=str(error))
             self._shared.counters.unexpected_errors += 1
 
@@ -330,6 +334,7 @@ class ListWriter:
             try:
                 await asyncio.to_thread(self._shared.directory.write_list, self._pending)
             except OSError as error:
+                self._shared.disk.check(error)
                 self._shared.log.warning("a deletion list cannot be written, will retry", error=str(error))
                 self._shared.counters.unexpected_errors += 1
                 return False

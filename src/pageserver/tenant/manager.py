@@ -567,7 +567,11 @@ class TenantManager:
 
     async def _persist(self, shard: TenantShardId, location: LocationConfig) -> None:
         await self._resources.failpoints.fail("tenant-config-before-write", text="{}")
-        await asyncio.to_thread(self._write_config, shard, location)
+        try:
+            await asyncio.to_thread(self._write_config, shard, location)
+        except OSError as error:
+            self._resources.disk.check(error)
+            raise
 
     def _write_config(self, shard: TenantShardId, location: LocationConfig) -> None:
         make_directory_durable(paths.timelines_directory(self._resources.workdir, shard), self._resources.workdir)

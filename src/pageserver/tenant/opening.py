@@ -219,6 +219,7 @@ class TimelineOpener:
             clock=self._resources.clock,
             log=self._resources.log.bind(tenant=str(self._shard), timeline=str(timeline_id)),
             failpoints=self._resources.failpoints,
+            disk=self._resources.disk,
         )
         timeline.ingest_pause = self._ingest_pause
         return timeline

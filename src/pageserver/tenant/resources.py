@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pageserver.clock import Clock
 from pageserver.config import ServerSettings
 from pageserver.counts import ServerCounts
+from pageserver.disk_errors import DiskGuard
 from pageserver.failpoints import Failpoints
 from pageserver.ids import TenantShardId
 from pageserver.remote import ObjectStorage
@@ -73,6 +74,7 @@ class TenantResources:
     deletions: DeletionQueue
     clock: Clock
     log: Any
+    disk: DiskGuard
     uploads: UploadPolicy = field(default_factory=UploadPolicy)
     failpoints: Failpoints = field(default_factory=Failpoints.off)
     counts: ServerCounts = field(default_factory=ServerCounts)

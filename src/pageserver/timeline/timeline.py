@@ -22,6 +22,7 @@ from typing import Any
 from pageserver.clock import Clock
 from pageserver.config import TenantSettings
 from pageserver.counts import OPERATION_BOUNDS, WalCounts, histograms
+from pageserver.disk_errors import DiskGuard
 from pageserver.errors import LsnTimeoutError, PageServerError, RequestError, StoppedError
 from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
@@ -89,6 +90,7 @@ class Timeline:
         clock: Clock,
         log: Any,
         failpoints: Failpoints | None = None,
+        disk: DiskGuard | None = None,
     ) -> None:
         self.identity = identity
         self.tenant_shard_id = identity.tenant_shard_id
@@ -113,6 +115,7 @@ class Timeline:
         self._settings = settings
         self._clock = clock
         self._log = log
+        self.disk = disk or DiskGuard(log)
         self.flush_error: str | None = None
         """Why the last flush failed; none if it did not."""
         self.flush_failures = 0
@@ -377,6 +380,7 @@ class Timeline:
             try:
                 await self._flush_frozen()
             except (PageServerError, OSError) as error:
+                self.disk.check(error)
                 # The layer stays frozen. A full disk or a store that is away mends itself; the next request tries
                 # again.
                 self.flush_error = str(error)

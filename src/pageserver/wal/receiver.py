@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol
 
 from pageserver.clock import Clock
 from pageserver.counts import ServerCounts, WalCounts
+from pageserver.disk_errors import DiskGuard
 from pageserver.errors import PageServerError, StoppedError, UnavailableError
 from pageserver.failpoints import Failpoints
 from pageserver.lsn import INVALID_LSN, Lsn
@@ -74,6 +75,8 @@ class FollowedTimeline(Protocol):
     def last_record_lsn(self) -> Lsn: ...
     @property
     def durable_lsn(self) -> Lsn: ...
+    @property
+    def disk(self) -> DiskGuard: ...
     async def roll(self) -> None: ...
     async def freeze_and_flush(self) -> None: ...
 
@@ -236,6 +239,7 @@ class WalReceiver:
                     self._log.info("source interrupted", error=str(error))
                     self._become(phase=ReceiverPhase.WAITING, error=str(error))
                 except (PageServerError, OSError) as error:
+                    self._timeline.disk.check(error)
                     # A full disk, bad WAL, or bad data below it. Skipping it would corrupt data silently, so it is met
                     # again.
                     at = str(self._timeline.last_record_lsn)
