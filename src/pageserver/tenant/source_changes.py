@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 from pageserver.config import RepositoryKind
-from pageserver.errors import ConflictError, PreconditionFailedError
+from pageserver.errors import ConflictError, PageServerError, PreconditionFailedError
 from pageserver.ids import TimelineId
 from pageserver.remote.source_document import SourceDocument
 from pageserver.tenant.source_slot import SourceSlot
@@ -122,11 +122,26 @@ class SourceChanges:
             raise PreconditionFailedError(f"timeline {timeline_id} is archived", hint="unarchive it first")
         self._changing.add(timeline_id)
         try:
+            if await self._slot_of(timeline).is_overtaken():
+                raise PreconditionFailedError(
+                    "another server has the tenant in a newer generation, and with it the replication slot",
+                    hint="ask that server",
+                )
             await self._sources.stop(timeline_id)
             try:
                 await timeline.freeze_and_flush()
                 yield timeline
             finally:
-                self._sources.start(self._slot_of(timeline))
+                if self._still_serves(timeline):
+                    self._sources.start(self._slot_of(timeline))
         finally:
             self._changing.discard(timeline_id)
+
+    def _still_serves(self, timeline: Timeline) -> bool:
+        """Return whether the timeline was neither stopped nor deleted while it was held."""
+        try:
+            self._owner.check_active()
+            is_here = self._owner.get_timeline(timeline.timeline_id) is timeline
+        except PageServerError:
+            return False
+        return is_here and not self._owner.is_busy(timeline.timeline_id)

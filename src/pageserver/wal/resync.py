@@ -21,7 +21,7 @@ from pageserver.timeline.timeline import Timeline
 from pageserver.wal.primary import PrimaryConnection, PrimaryFacts
 from pageserver.wal.primary_import import PrimaryImport, TakenBackup, check_control_file, write_images
 from pageserver.wal.source_document import HistoryLine, StoredSource, source_body
-from pageserver.wal.source_errors import PrimaryBehindError
+from pageserver.wal.source_errors import OvertakenError, PrimaryBehindError
 from pageserver.wal.takeover import check_history, history_up_to
 
 
@@ -29,6 +29,15 @@ class PrimaryResync(PrimaryImport):
     """One attempt to resynchronise a slot's timeline."""
 
     _history: tuple[HistoryLine, ...] = ()
+
+    async def run(self) -> StoredSource:
+        """Resynchronise, and return what was stored. The slot that goes must be ours: not that of a newer server.
+
+        Raises: OvertakenError. Cancellation: safe; the next attempt begins from nothing.
+        """
+        if await self._slot.is_overtaken():
+            raise OvertakenError("another server has taken over this timeline and its replication slot")
+        return await super().run()
 
     @property
     def _timeline(self) -> Timeline:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pageserver.errors import ConflictError, PreconditionFailedError, RequestError, UnavailableError
+from pageserver.remote import GenerationClaim, claim_generation
 from pageserver.remote.source_document import SourceDocument, read_source_document
 from pageserver.tenant import SourceSlot
 from tests.unit.tenant.test_lifecycle import attach, follow_primary
@@ -66,6 +67,23 @@ async def test_a_document_that_cannot_be_stored_takes_the_preparation_back(
     assert way_in_of(world).undone == 1
     assert timeline.document is before
     assert timeline.flavour == SourceDocument(before.body if before else {}).traits.flavour
+    await world.stop()
+
+
+async def test_a_server_that_was_overtaken_leaves_slot_and_document_alone(tmp_path: Path) -> None:
+    world = await World.start(tmp_path)
+    tenant = await attach(world)
+    timeline = await follow_primary(tenant)
+    before = timeline.document
+    claim = GenerationClaim(node_id=9, instance="other", host="other", claimed_at="2026-01-01T00:00:00Z")
+    await claim_generation(world.storage, TENANT, claim)
+    for change in (
+        tenant.source_changes.set_primary(ROOT, {"conninfo": "host=other"}),
+        tenant.source_changes.resync(ROOT, force=True),
+    ):
+        with pytest.raises(PreconditionFailedError, match="newer generation"):
+            await change
+    assert timeline.document is before
     await world.stop()
 
 
