@@ -48,7 +48,7 @@ def test_a_stale_server_process_with_a_slot_of_its_own_does_no_harm(server_dir: 
 )
 def test_the_load_ends_clean_on_a_store_that_fails_all_the_time(trouble: str, kind: str, server_dir: Path) -> None:
     deep = kind == "s3"
-    figures = provisioned(faulty_store.run, server_dir, seeds=1, kind=kind, deep=deep, trouble=trouble, seconds=12)
+    figures = provisioned(faulty_store.run, server_dir, seeds=1, kind=kind, deep=deep, trouble=trouble, seconds=8)
     (found,) = figures["runs"]
     assert found["acknowledgements"] > 0
     assert (found["scrub"]["layers_decoded"] > 0) == deep
