@@ -1,8 +1,8 @@
 """Errors of the local disk after which a server must not go on (remote-storage.md 2.5; http-api.md 10.3).
 
 After a failed fsync the kernel may have dropped what was to be written and reports success the next time: going on
-could acknowledge data that is not durable. The process ends as in a crash, which every start is made for. A full disk is
-no such error: it mends itself.
+could acknowledge data that is not durable. The process ends as in a crash, which every start is made for. A full disk
+is no such error: it mends itself.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any
 
 from pageserver import _core
 from pageserver.clock import SystemClock
+from pageserver.disk_errors import DiskGuard
 from pageserver.ids import TenantId, TimelineId
 from pageserver.keyspace.key import Key, RelTag
 from pageserver.keyspace.snapshot import Snapshot
@@ -63,6 +64,7 @@ class Followed:
         self._checkpoint_distance = checkpoint_distance
         self._scratch = RedoScratch(pg_installations={str(server.major): str(server.installation.bin.parent)})
         self.log = QuietLog()
+        self.disk = DiskGuard(self.log)
         self.pg_version = server.major
         folder.mkdir()
         (folder / "layers").mkdir()

@@ -17,6 +17,7 @@ import pytest
 import structlog
 
 from pageserver.clock import SystemClock
+from pageserver.disk_errors import DiskGuard
 from pageserver.lsn import INVALID_LSN, WAL_SEGMENT_SIZE, Lsn
 from pageserver.wal.ingest import IngestStep, WalApplier
 from pageserver.wal.primary import PrimaryConnection
@@ -62,7 +63,9 @@ class FakeTimeline:
 
 
 class FakeApplier:
-    """Keeps bytes by position. Wants a roll after each megabyte; may be slow."""
+    """Keeps bytes by position. Wants a roll after each megabyte; may be slow. Knows nothing of records."""
+
+    records = 0
 
     def __init__(self, timeline: FakeTimeline, *, step_seconds: float = 0.0) -> None:
         self._timeline = timeline
