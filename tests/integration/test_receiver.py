@@ -67,6 +67,9 @@ class FakeApplier:
 
     records = 0
 
+    records = 0
+    """It decodes nothing."""
+
     def __init__(self, timeline: FakeTimeline, *, step_seconds: float = 0.0) -> None:
         self._timeline = timeline
         self._position = timeline.last_record_lsn.normalised()
