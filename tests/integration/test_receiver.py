@@ -66,8 +66,6 @@ class FakeApplier:
     """Keeps bytes by position. Wants a roll after each megabyte; may be slow. Knows nothing of records."""
 
     records = 0
-
-    records = 0
     """It decodes nothing."""
 
     def __init__(self, timeline: FakeTimeline, *, step_seconds: float = 0.0) -> None:
