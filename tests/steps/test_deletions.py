@@ -8,7 +8,7 @@ import pytest
 
 from pageserver.lsn import Lsn
 from pageserver.remote import LocalStore, paths
-from pageserver.tenant.manager import TenantNotFoundError
+from pageserver.tenant.slots import TenantNotFoundError
 from pageserver.timeline import Timeline
 from tests.steps.recorder import read_bucket
 from tests.steps.scenario import Promises, Restart, Scenario, crash_everywhere, record, settle

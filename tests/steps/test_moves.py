@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pageserver.remote import LocalStore, paths
-from pageserver.tenant.manager import LocationRequest, TenantNotFoundError
+from pageserver.tenant.slots import LocationRequest, TenantNotFoundError
 from tests.steps.disk import TrackedDisk, mixed
 from tests.steps.recorder import Recorder, SteppingStore, write_bucket
 from tests.steps.scenario import Promises, Restart, Scenario, check_files, crash_everywhere, record, scrub, settle

@@ -4,6 +4,7 @@ One file per group of routes. Bodies, codes and texts are Neon's; what this room
 and how an error is told.
 """
 
-from pageserver.mgmt.app import ApiContext, create_app
+from pageserver.mgmt.app import create_app
+from pageserver.mgmt.context import ApiContext
 
 __all__ = ["ApiContext", "create_app"]

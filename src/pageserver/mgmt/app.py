@@ -8,9 +8,6 @@ Differences to the framework's habits: one trailing slash is ignored instead of 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -18,37 +15,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pageserver.clock import Clock
-from pageserver.config import ServerConfig
 from pageserver.errors import InternalError, PageServerError, UnavailableError
-from pageserver.failpoints import Failpoints
+from pageserver.mgmt.context import ApiContext, context_of
 from pageserver.mgmt.errors import ApiError, to_api_error
 from pageserver.mgmt.openapi import build_document
-from pageserver.tenant import TenantManager
-
-ACTIVE_WAIT_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ApiContext:
-    """What handlers work with. `metrics` renders the text of `/metrics`; `extras` are what other rooms' routes need, by
-    name.
-    """
-
-    config: ServerConfig
-    manager: TenantManager
-    clock: Clock
-    launch_timestamp: str
-    metrics: Callable[[], bytes]
-    log: Any
-    failpoints: Failpoints = field(default_factory=Failpoints.off)
-    extras: dict[str, Any] = field(default_factory=dict)
+from pageserver.mgmt.routes import ROUTERS, built_routes
 
 
 def create_app(context: ApiContext) -> FastAPI:
     """Build the application with all routes."""
-    from pageserver.mgmt.routes import ROUTERS, built_routes
-
     app = FastAPI(
         title="Page Server API", redirect_slashes=False, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
     )
@@ -62,12 +37,6 @@ def create_app(context: ApiContext) -> FastAPI:
     app.add_exception_handler(PageServerError, _answer_error)
     app.add_middleware(_Surface, context=context)
     return app
-
-
-def context_of(request: Request) -> ApiContext:
-    context = request.app.state.context
-    assert isinstance(context, ApiContext), "create_app put it there"
-    return context
 
 
 class _Surface:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pageserver.ids import TenantShardId
-from pageserver.mgmt.app import context_of
+from pageserver.mgmt.context import context_of
 from pageserver.mgmt.models import ArchivalBody
 from pageserver.mgmt.requests import model_body, tenant_shard_id, timeline_id
 from pageserver.mgmt.tenant_routes import active_tenant

@@ -24,7 +24,7 @@ from pageserver.errors import RequestError
 from pageserver.keyspace.key import RelTag
 from pageserver.keyspace.snapshot import Snapshot
 from pageserver.lsn import Lsn
-from pageserver.mgmt.app import context_of
+from pageserver.mgmt.context import context_of
 from pageserver.mgmt.errors import bad_request
 from pageserver.mgmt.requests import (
     parse_count,

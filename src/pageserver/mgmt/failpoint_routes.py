@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from pageserver.config.validation import describe
 from pageserver.failpoints import FailpointsOffError
-from pageserver.mgmt.app import context_of
+from pageserver.mgmt.context import context_of
 from pageserver.mgmt.errors import bad_request
 from pageserver.mgmt.requests import json_body
 

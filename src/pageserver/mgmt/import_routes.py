@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pageserver.errors import PageServerError
-from pageserver.mgmt.app import context_of
+from pageserver.mgmt.context import context_of
 from pageserver.mgmt.errors import ApiError
 from pageserver.mgmt.requests import (
     parse_lsn,

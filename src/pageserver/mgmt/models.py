@@ -13,7 +13,7 @@ from pageserver.ids import Generation, ShardIdentity, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.mgmt.errors import bad_request
 from pageserver.tenant import Attached, AttachMode, LocationConfig, Secondary
-from pageserver.tenant.manager import LocationRequest
+from pageserver.tenant.slots import LocationRequest
 
 U8 = Annotated[int, Field(ge=0, lt=1 << 8)]
 U32 = Annotated[int, Field(ge=0, lt=1 << 32)]

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pageserver.ids import TimelineId
-from pageserver.mgmt.app import context_of
+from pageserver.mgmt.context import context_of
 from pageserver.mgmt.errors import bad_request
 from pageserver.mgmt.models import NameBody, RenameBody
 from pageserver.mgmt.requests import model_body, tenant_shard_id

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pageserver.mgmt.app import context_of
+from pageserver.mgmt.context import context_of
 from pageserver.mgmt.requests import query_flag, tenant_shard_id
 from pageserver.tenant import Tenant
 

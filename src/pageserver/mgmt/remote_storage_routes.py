@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pageserver.errors import NotFoundError
-from pageserver.mgmt.app import context_of
+from pageserver.mgmt.context import context_of
 from pageserver.mgmt.requests import required_query_param, tenant_shard_id, unsharded_tenant_id
 from pageserver.mgmt.timeline_routes import parse_timestamp
 

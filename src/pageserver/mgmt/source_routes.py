@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pageserver.ids import TimelineId
-from pageserver.mgmt.app import context_of
+from pageserver.mgmt.context import context_of
 from pageserver.mgmt.models import ResyncBody, SourceBody
 from pageserver.mgmt.requests import model_body, tenant_shard_id
 from pageserver.mgmt.tenant_routes import active_tenant

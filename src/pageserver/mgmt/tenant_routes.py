@@ -16,7 +16,7 @@ from pageserver.config import TenantOverrides
 from pageserver.errors import PageServerError, UnavailableError
 from pageserver.ids import TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
-from pageserver.mgmt.app import ACTIVE_WAIT_SECONDS, ApiContext, context_of
+from pageserver.mgmt.context import ACTIVE_WAIT_SECONDS, ApiContext, context_of
 from pageserver.mgmt.errors import ApiError, bad_request
 from pageserver.mgmt.models import LocationConfigBody, WaitTimeout
 from pageserver.mgmt.process_routes import tenant_info

@@ -26,7 +26,7 @@ from pageserver.keyspace.time_search import (
     to_postgres_time,
 )
 from pageserver.lsn import Lsn
-from pageserver.mgmt.app import context_of
+from pageserver.mgmt.context import context_of
 from pageserver.mgmt.errors import ApiError, bad_request, not_built
 from pageserver.mgmt.models import GcBody, TimelineCreateBody
 from pageserver.mgmt.requests import (

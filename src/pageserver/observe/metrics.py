@@ -18,7 +18,7 @@ from pageserver.observe.tenant_metrics import collect_tenants
 from pageserver.remote.request_stats import RequestStats
 from pageserver.serve.page_service import PageServiceMetrics
 from pageserver.tenant import TenantManager
-from pageserver.tenant.manager import MapState
+from pageserver.tenant.slots import MapState
 
 _BLOCK_BYTES = 8192
 

@@ -8,40 +8,47 @@ before what they describe is spawned.
 from __future__ import annotations
 
 import asyncio
-import errno
-import shutil
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime
-from enum import Enum
-from pathlib import Path
 from random import Random
 
 from pageserver.errors import (
-    ConflictError,
     InternalError,
     NotFoundError,
     PageServerError,
     PreconditionFailedError,
     RequestError,
     StoppedError,
-    UnavailableError,
 )
 from pageserver.ids import Generation, TenantId, TenantShardId
 from pageserver.remote import GenerationRecord, paths, read_generations
 from pageserver.remote.deletion_queue import DeletionQueue
-from pageserver.remote.local_store import make_directory_durable, overwrite_durably, sync_directory
 from pageserver.remote.open_store import versioned_store
-from pageserver.remote.retry import pause_seconds
 from pageserver.remote.scan import StoredShard, scan_tenant
 from pageserver.remote.versions import recover
 from pageserver.tenant.deletion import check_may_delete, delete_tenant_objects
 from pageserver.tenant.heatmap_upload import HeatmapUploader
-from pageserver.tenant.location import Attached, AttachMode, LocationConfig, LocationConfigError, Secondary
-from pageserver.tenant.opening import remove_tree
+from pageserver.tenant.local_tenants import LocalTenants
+from pageserver.tenant.location import Attached, AttachMode, LocationConfig, Secondary
 from pageserver.tenant.resources import TenantResources
+from pageserver.tenant.slots import (
+    GenerationDecreaseError,
+    InProgress,
+    LocationRequest,
+    MapState,
+    NotAttachedError,
+    SecondarySlot,
+    Slot,
+    SlotBusyError,
+    SlotChangingError,
+    SlotCounts,
+    Slots,
+    TenantMapError,
+    TenantNotActiveError,
+    TenantNotFoundError,
+    location_of,
+)
 from pageserver.tenant.tasks import TaskScope
 from pageserver.tenant.tenant import Tenant
 from pageserver.tenant.warmup import WarmupQueue
@@ -50,109 +57,6 @@ from pageserver.timeline import check_repository
 _CONFIG_WRITES_MAX = 16
 REDO_IDLE_SECONDS = 180.0
 _HOUSEKEEPING_SECONDS = 20.0
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-
-
-class TenantNotFoundError(NotFoundError):
-    """404: certainly not attached here."""
-
-    def __init__(self, *, shard: TenantShardId) -> None:
-        super().__init__(f"tenant {shard}", shard=shard)
-
-
-class TenantNotActiveError(UnavailableError):
-    """503: the slot is being changed."""
-
-    def __init__(self) -> None:
-        super().__init__("Tenant not yet active")
-
-
-class TenantMapError(UnavailableError):
-    """503: the map is not open."""
-
-
-class SlotBusyError(ConflictError):
-    """409: another `location_config` is at work on this slot."""
-
-    def __init__(self) -> None:
-        super().__init__("Tenant is already being modified")
-
-
-class SlotChangingError(UnavailableError):
-    """503: the same, for every other operation on a slot; callers repeat those."""
-
-    def __init__(self) -> None:
-        super().__init__("Tenant is being modified concurrently")
-
-
-class NotAttachedError(InternalError):
-    """500: a reset needs an attached tenant."""
-
-
-class GenerationDecreaseError(RequestError):
-    """400: a generation never goes back."""
-
-    def __init__(self, *, wanted: Generation, current: Generation) -> None:
-        super().__init__(f"Generation {wanted} is less than existing {current}", wanted=wanted, current=current)
-
-
-class MapState(Enum):
-    INITIALIZING = "initializing"
-    OPEN = "open"
-    SHUTTING_DOWN = "shutting down"
-
-
-@dataclass(slots=True)
-class SecondarySlot:
-    """A location that only keeps a cache warm. Downloads come with object storage; now it remembers its
-    configuration.
-    """
-
-    location: LocationConfig
-    changing_config: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
-@dataclass(slots=True)
-class InProgress:
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-Slot = Tenant | SecondarySlot | InProgress
-
-
-class _Slots(dict[TenantShardId, Slot]):
-    """The map itself; `writes` counts its changes."""
-
-    writes = 0
-
-    def __setitem__(self, shard: TenantShardId, slot: Slot) -> None:
-        self.writes += 1
-        super().__setitem__(shard, slot)
-
-    def __delitem__(self, shard: TenantShardId) -> None:
-        self.writes += 1
-        super().__delitem__(shard)
-
-
-@dataclass(frozen=True, slots=True)
-class SlotCounts:
-    """How many slots are in which mode, and how often the map has changed."""
-
-    attached: int
-    secondary: int
-    in_progress: int
-    writes: int
-
-
-@dataclass(frozen=True, slots=True)
-class LocationRequest:
-    """A `location_config` request after its form was checked. `mode` None means detached, `generation` None claims
-    one.
-    """
-
-    mode: AttachMode | Secondary | None
-    generation: int | None
-    location: LocationConfig | None
 
 
 class TenantManager:
@@ -164,7 +68,14 @@ class TenantManager:
         self.downloads = resources.downloads
         self.counts = resources.counts
         self._log = resources.log
-        self._slots = _Slots()
+        self._slots = Slots()
+        self._local = LocalTenants(
+            resources.workdir,
+            clock=resources.clock,
+            disk=resources.disk,
+            failpoints=resources.failpoints,
+            log=resources.log,
+        )
         self._tasks = TaskScope()
         self._warmup = WarmupQueue(resources.settings.concurrent_tenant_warmup)
         self.heatmaps = HeatmapUploader(
@@ -186,7 +97,7 @@ class TenantManager:
 
         The deletion queue hears of the generations before any tenant can push a deletion (remote-storage.md 2.6).
         """
-        found = await asyncio.to_thread(self._scan)
+        found = await asyncio.to_thread(self._local.scan)
         locations = await self._resources.generations.start(found)
         self._resources.deletions.recover(
             {
@@ -199,7 +110,7 @@ class TenantManager:
 
         async def persist(shard: TenantShardId, location: LocationConfig) -> None:
             async with permits:
-                await self._persist_when_there_is_room(shard, location)
+                await self._local.write_when_there_is_room(shard, location)
 
         async with asyncio.TaskGroup() as group:
             for shard, location in locations.items():
@@ -207,7 +118,7 @@ class TenantManager:
                     group.create_task(persist(shard, location), name=f"location config of {shard}")
         for shard in found.keys() - locations.keys():
             self._log.warning("Detaching tenant, control plane omitted it in re-attach response", tenant=str(shard))
-            await asyncio.to_thread(self._purge_directory, shard)
+            await asyncio.to_thread(self._local.purge, shard)
         self.counts.startup_scheduled += sum(isinstance(location.mode, Attached) for location in locations.values())
         for shard, location in locations.items():
             if isinstance(location.mode, Secondary):
@@ -267,14 +178,14 @@ class TenantManager:
     def locations(self) -> list[tuple[TenantShardId, LocationConfig | None]]:
         """Return all locations in order; None for a slot that is being changed."""
         self._check_readable()
-        return [(shard, _location_of(slot)) for shard, slot in sorted(self._slots.items())]
+        return [(shard, location_of(slot)) for shard, slot in sorted(self._slots.items())]
 
     def location(self, shard: TenantShardId) -> LocationConfig | None:
         """Return one location. Raises NotFoundError with Neon's text."""
         self._check_readable()
         if shard not in self._slots:
             raise NotFoundError("Tenant shard not found", shard=shard)
-        return _location_of(self._slots[shard])
+        return location_of(self._slots[shard])
 
     def slot_counts(self) -> SlotCounts:
         kinds = [type(slot) for slot in list(self._slots.values())]
@@ -312,7 +223,7 @@ class TenantManager:
         self._check_repository(slot, request.location)
         if isinstance(slot, SecondarySlot) and isinstance(request.mode, Secondary):
             async with self._changing_config(shard, slot):
-                await self._persist(shard, request.location)
+                await self._local.write(shard, request.location)
                 slot.location = request.location
             return
         if isinstance(slot, Tenant) and isinstance(request.mode, AttachMode):
@@ -343,7 +254,7 @@ class TenantManager:
                 )
             if isinstance(old, Tenant):
                 await old.shut_down(flush=False)
-            await asyncio.to_thread(self._purge_directory, shard)
+            await asyncio.to_thread(self._local.purge, shard)
             self._forget(shard)
             self._hurry_deletions()
 
@@ -365,7 +276,7 @@ class TenantManager:
             if not self._resources.stores_layers:
                 # Layers are only on this disk: they stay until no index names them.
                 await delete_tenant_objects(self._resources.storage, shard, check=check)
-            await asyncio.to_thread(self._purge_directory, shard)
+            await asyncio.to_thread(self._local.purge, shard)
             await delete_tenant_objects(self._resources.storage, shard, check=check)
             self._forget(shard)
 
@@ -386,13 +297,12 @@ class TenantManager:
                 raise NotAttachedError(absent if old is None else secondary, shard=shard)
             if drop_cache and not self._resources.stores_layers:
                 raise PreconditionFailedError("without remote storage the local disk is the only copy, and no cache")
-            directory = paths.tenant_directory(self._resources.workdir, shard)
-            location = await asyncio.to_thread(self._read_config, directory)
+            location = await asyncio.to_thread(self._local.read, shard)
             if location is None or not isinstance(location.mode, Attached):
                 raise NotAttachedError("the tenant's location config cannot be read", shard=shard)
             await old.shut_down(flush=False)
             if drop_cache:
-                await asyncio.to_thread(self._drop_cache, shard)
+                await asyncio.to_thread(self._local.drop_cache, shard)
             self._spawn(shard, location, lazy=False)
 
     async def scan_remote_storage(self, tenant_id: TenantId) -> list[StoredShard]:
@@ -480,7 +390,7 @@ class TenantManager:
             if isinstance(old, Tenant):
                 self._hurry_deletions()
                 await old.shut_down(flush=False)
-            await self._persist(shard, location)
+            await self._local.write(shard, location)
             if isinstance(location.mode, Attached):
                 self._spawn(shard, location, lazy=lazy and not isinstance(old, Tenant))
             else:
@@ -488,7 +398,7 @@ class TenantManager:
 
     async def _update_attached(self, tenant: Tenant, location: LocationConfig, flush_seconds: float | None) -> None:
         async with self._changing_config(tenant.shard, tenant):
-            await self._persist(tenant.shard, location)
+            await self._local.write(tenant.shard, location)
             tenant.update_location(location)
         becomes_stale = isinstance(location.mode, Attached) and location.mode.mode is AttachMode.STALE
         if becomes_stale and flush_seconds is not None:
@@ -551,95 +461,8 @@ class TenantManager:
             on_failure=lambda error: self._log.info("advisory deletion flush ended", error=str(error)),
         )
 
-    async def _persist_when_there_is_room(self, shard: TenantShardId, location: LocationConfig) -> None:
-        """At a start: wait for room on a full disk rather than end, and claim another generation at every restart."""
-        failures = 0
-        while True:
-            try:
-                await self._persist(shard, location)
-                return
-            except OSError as error:
-                if error.errno not in _NO_ROOM:
-                    raise
-                self._log.error("a location config cannot be written, will retry", tenant=str(shard), error=str(error))
-                await self._resources.clock.sleep(pause_seconds(failures))
-                failures += 1
-
-    async def _persist(self, shard: TenantShardId, location: LocationConfig) -> None:
-        await self._resources.failpoints.fail("tenant-config-before-write", text="{}")
-        try:
-            await asyncio.to_thread(self._write_config, shard, location)
-        except OSError as error:
-            self._resources.disk.check(error)
-            raise
-
-    def _write_config(self, shard: TenantShardId, location: LocationConfig) -> None:
-        make_directory_durable(paths.timelines_directory(self._resources.workdir, shard), self._resources.workdir)
-        overwrite_durably(paths.location_config_path(self._resources.workdir, shard), location.encode().encode())
-
-    def _scan(self) -> dict[TenantShardId, LocationConfig]:
-        """Read all configurations (tenants.md 5.2). What cannot be read is reported and left alone."""
-        found: dict[TenantShardId, LocationConfig] = {}
-        root = paths.tenants_directory(self._resources.workdir)
-        make_directory_durable(root, self._resources.workdir)
-        for directory in sorted(root.iterdir()):
-            if not directory.is_dir():
-                self._log.warning("a file where only tenants' directories belong", path=str(directory))
-                continue
-            if directory.name.endswith(paths.DIRECTORY_TEMPORARY_SUFFIX):
-                shutil.rmtree(directory)
-                continue
-            try:
-                shard = TenantShardId.parse(directory.name)
-            except PageServerError:
-                self._log.warning("Invalid tenant path (garbage in our repo directory?)", path=str(directory))
-                continue
-            if not any(directory.iterdir()):
-                directory.rmdir()
-                continue
-            location = self._read_config(directory)
-            if location is not None:
-                found[shard] = location
-        return found
-
-    def _read_config(self, directory: Path) -> LocationConfig | None:
-        try:
-            return LocationConfig.decode((directory / "config-v1").read_text(encoding="utf-8"))
-        except (FileNotFoundError, UnicodeDecodeError, LocationConfigError) as error:
-            self._log.error(
-                "tenant is not loaded: its location config cannot be read", path=str(directory), error=str(error)
-            )
-            return None
-
-    def _purge_directory(self, shard: TenantShardId) -> None:
-        """Rename first: a half-removed directory with an intact config would be loaded again after a crash."""
-        directory = paths.tenant_directory(self._resources.workdir, shard)
-        if not directory.exists():
-            return
-        temporary = directory.with_name(f"{directory.name}.{uuid.uuid4().hex[:8]}.{paths.DIRECTORY_TEMPORARY_SUFFIX}")
-        directory.rename(temporary)
-        sync_directory(directory.parent)
-        shutil.rmtree(temporary)
-
-    def _drop_cache(self, shard: TenantShardId) -> None:
-        """Remove a shard's local layers, as far as that is possible: what stays is looked at by the next load."""
-        try:
-            remove_tree(paths.timelines_directory(self._resources.workdir, shard))
-        except OSError as error:
-            self._log.warning("the local files could not be removed", tenant=str(shard), error=str(error))
-
     async def _housekeeping(self) -> None:
         while True:
             await self._resources.clock.sleep(_HOUSEKEEPING_SECONDS)
             for tenant in self.attached():
                 await asyncio.to_thread(tenant.stop_idle_redo, REDO_IDLE_SECONDS)
-
-
-def _location_of(slot: Slot) -> LocationConfig | None:
-    match slot:
-        case Tenant():
-            return slot.effective_location()
-        case SecondarySlot():
-            return slot.location
-        case InProgress():
-            return None

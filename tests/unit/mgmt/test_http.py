@@ -18,7 +18,7 @@ from pageserver.failpoints import Failpoints
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import render_metrics
 from pageserver.remote.tenant_manifest import TenantManifest
-from pageserver.tenant.manager import InProgress, MapState
+from pageserver.tenant.slots import InProgress, MapState
 from tests.unit.world import BRANCH, ROOT, START, TENANT, World, eventually, store_of
 
 VECTORS = Path(__file__).parents[4] / "shared" / "vectors" / "neon-pg16" / "http"

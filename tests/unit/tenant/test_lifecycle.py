@@ -15,8 +15,9 @@ from pageserver.mgmt.models import LocationConfigBody
 from pageserver.observe import render_metrics
 from pageserver.remote import IndexPart, paths
 from pageserver.tenant import BranchRefusedError, DifferentParametersError, Tenant
+from pageserver.tenant.local_tenants import LocalTenants
 from pageserver.tenant.location import LocationConfig
-from pageserver.tenant.manager import GenerationDecreaseError, SlotBusyError, TenantManager, TenantNotFoundError
+from pageserver.tenant.slots import GenerationDecreaseError, SlotBusyError, TenantNotFoundError
 from pageserver.timeline import Timeline
 from pageserver.timeline.state import TimelineStatus
 from tests.unit.world import BRANCH, ROOT, START, TENANT, FakeWayIn, World, eventually, store_of
@@ -246,14 +247,14 @@ async def test_a_start_waits_for_room_on_a_full_disk(tmp_path: Path, monkeypatch
     await follow_primary(await attach(world))
     await world.stop()
     failures = [OSError(28, "No space left on device")] * 2
-    whole = TenantManager._persist
+    whole = LocalTenants.write
 
-    async def persist(manager: TenantManager, shard: TenantShardId, location: LocationConfig) -> None:
+    async def write(local: LocalTenants, shard: TenantShardId, location: LocationConfig) -> None:
         if failures:
             raise failures.pop()
-        await whole(manager, shard, location)
+        await whole(local, shard, location)
 
-    monkeypatch.setattr(TenantManager, "_persist", persist)
+    monkeypatch.setattr(LocalTenants, "write", write)
     again = await World.start(tmp_path)
     assert not failures
     assert again.manager.get(TENANT).generation.number == 2

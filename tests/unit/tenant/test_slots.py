@@ -11,7 +11,8 @@ import pytest
 from pageserver.errors import InternalError, PreconditionFailedError
 from pageserver.mgmt.models import LocationConfigBody
 from pageserver.remote import paths
-from pageserver.tenant.manager import SlotBusyError, TenantManager
+from pageserver.tenant.local_tenants import LocalTenants
+from pageserver.tenant.slots import SlotBusyError
 from pageserver.tenant.state import TenantStatus
 from tests.unit.tenant.test_lifecycle import attach
 from tests.unit.tenant.test_timeline_creations import bootstrap
@@ -33,14 +34,14 @@ async def test_a_configuration_that_is_being_written_does_not_outlive_a_detach(
     world = await World.start(tmp_path, bucket=tmp_path / "bucket")
     await attach(world)
     may_write, is_writing = threading.Event(), asyncio.Event()
-    write, loop = TenantManager._write_config, asyncio.get_running_loop()
+    write, loop = LocalTenants._write, asyncio.get_running_loop()
 
-    def write_late(self: TenantManager, *arguments: object) -> None:
+    def write_late(self: LocalTenants, *arguments: object) -> None:
         loop.call_soon_threadsafe(is_writing.set)
         assert may_write.wait(5)
         write(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(TenantManager, "_write_config", write_late)
+    monkeypatch.setattr(LocalTenants, "_write", write_late)
     changing = asyncio.ensure_future(put(world, tenant_conf={"gc_horizon": 1}))
     await is_writing.wait()
     detaching = asyncio.ensure_future(world.manager.detach(TENANT))
