@@ -209,7 +209,7 @@ class TimelineCreations:
             raise UnknownAncestorError(timeline_id=ancestor_id)
         if ancestor.remote.is_archived:
             raise BranchRefusedError("ancestor timeline is archived")
-        if ancestor.state.status is not TimelineStatus.ACTIVE:
+        if ancestor.state.status is not TimelineStatus.ACTIVE or self._host.is_busy(ancestor_id):
             raise AncestorNotActiveError(timeline_id=ancestor_id)
         return ancestor
 

@@ -151,6 +151,7 @@ class Tenant:
             sources=self._sources,
             archival=self.archival,
             names=self.names,
+            exclusion=self._gc_and_branches,
             tasks=self._tasks,
             log=self._log,
         )

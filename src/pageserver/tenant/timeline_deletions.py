@@ -8,6 +8,7 @@ timeline is not read, so the manifest lets go of it between the mark and the ans
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from pageserver.errors import ConflictError, NotFoundError, PreconditionFailedError
@@ -37,6 +38,7 @@ class TimelineDeletions:
         sources: TenantSources,
         archival: Archival,
         names: TenantNames,
+        exclusion: asyncio.Lock,
         tasks: TaskScope,
         log: Any,
     ) -> None:
@@ -48,6 +50,7 @@ class TimelineDeletions:
         self._sources = sources
         self._archival = archival
         self._names = names
+        self._exclusion = exclusion
         self._tasks = tasks
         self._log = log
         self._running: set[TimelineId] = set()
@@ -60,19 +63,21 @@ class TimelineDeletions:
         """Mark a timeline as deleted, durably, and go on in the background. Raises NotFoundError, ConflictError,
         PreconditionFailedError (children), StaleDeletionError, and what the store raised.
         """
-        entry = self._host.timelines.get(timeline_id)
-        record = self._archival.offloaded.get(timeline_id)
-        if entry is None and record is None:
-            raise NotFoundError("timeline not found", timeline_id=timeline_id)
-        if self._host.is_busy(timeline_id) or self._archival.is_moving(timeline_id):
-            raise ConflictError("Timeline deletion is already in progress", timeline_id=timeline_id)
-        children = self._archival.children(timeline_id)
-        if children:
-            shown = ", ".join(str(child) for child in children)
-            raise PreconditionFailedError(
-                f"Cannot delete timeline which has child timelines: [{shown}]", children=children
-            )
-        self._running.add(timeline_id)
+        # A branch that is being made counts as a child only when it is open; from here on none is begun.
+        async with self._exclusion:
+            entry = self._host.timelines.get(timeline_id)
+            record = self._archival.offloaded.get(timeline_id)
+            if entry is None and record is None:
+                raise NotFoundError("timeline not found", timeline_id=timeline_id)
+            if self._host.is_busy(timeline_id) or self._archival.is_moving(timeline_id):
+                raise ConflictError("Timeline deletion is already in progress", timeline_id=timeline_id)
+            children = self._archival.children(timeline_id)
+            if children:
+                shown = ", ".join(str(child) for child in children)
+                raise PreconditionFailedError(
+                    f"Cannot delete timeline which has child timelines: [{shown}]", children=children
+                )
+            self._running.add(timeline_id)
         try:
             await check_may_delete(self._resources, self._shard, self._generation)
             timeline = entry if isinstance(entry, Timeline) else None

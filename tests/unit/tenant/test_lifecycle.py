@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 
 from pageserver.errors import PreconditionFailedError, RequestError
+from pageserver.failpoints import Failpoints
 from pageserver.ids import TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.mgmt.models import LocationConfigBody
@@ -291,6 +293,29 @@ async def test_detach_is_refused_where_it_would_lose_data_and_delete_is_for_good
         world.manager.get(TENANT)
     assert await world.storage.list_directories(f"tenants/{TENANT}/") == []
     assert not paths.tenant_directory(tmp_path, TENANT).exists()
+    await world.stop()
+
+
+async def test_a_branch_that_is_being_made_keeps_its_ancestor(tmp_path: Path) -> None:
+    """Goal: no branch loses its ancestor. Method: hold a creation before the branch is known, delete the ancestor."""
+    failpoints = Failpoints(structlog.get_logger())
+    world = await World.start(tmp_path, failpoints=failpoints)
+    tenant = await attach(world)
+    store_of(await follow_primary(tenant)).ingest(START + 0x200)
+    failpoints.configure("timeline-creation-after-uninit", "pause")
+    creating = asyncio.ensure_future(tenant.create_branch(BRANCH, ROOT, None))
+
+    async def is_held() -> bool:
+        return paths.timeline_directory(tmp_path, TENANT, BRANCH).exists()
+
+    await eventually(is_held)
+    deleting = asyncio.ensure_future(tenant.delete_timeline(ROOT))
+    await asyncio.wait([deleting], timeout=0.2)
+    failpoints.configure("timeline-creation-after-uninit", "off")
+    await creating
+    with pytest.raises(PreconditionFailedError, match=f"child timelines: .{BRANCH}"):
+        await deleting
+    assert tenant.get_timeline(BRANCH).ancestor is tenant.get_timeline(ROOT)
     await world.stop()
 
 
