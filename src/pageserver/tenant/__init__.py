@@ -4,7 +4,7 @@ Requests of the management API come in, open timelines and files in the store go
 reads no WAL (the way in is handed to it as an object) and answers no client.
 """
 
-from pageserver.tenant.creation import (
+from pageserver.tenant.creation_rules import (
     AncestorNotActiveError,
     BranchRefusedError,
     CreationInProgressError,

@@ -32,7 +32,7 @@ from pageserver.lsn import Lsn
 from pageserver.remote import initdb_archive, paths
 from pageserver.remote.source_document import Flavour, SourceDocument, read_source_document, write_source_document
 from pageserver.tenant.archival import Archival, TimelineHost
-from pageserver.tenant.creation import (
+from pageserver.tenant.creation_rules import (
     AncestorNotActiveError,
     BootstrapKey,
     BranchKey,

@@ -27,7 +27,7 @@ from pageserver.remote.remote_timeline import UploadRights
 from pageserver.remote.source_document import Flavour, SourceDocument, write_source_document
 from pageserver.remote.tenant_manifest import ManifestKeeper
 from pageserver.tenant.archival import Archival
-from pageserver.tenant.creation import index_of_root
+from pageserver.tenant.creation_rules import index_of_root
 from pageserver.tenant.creations import TimelineCreations
 from pageserver.tenant.garbage import GarbageCollector
 from pageserver.tenant.limits import TenantLimits

@@ -14,7 +14,7 @@ from pageserver.remote import LocalStore, paths
 from pageserver.remote.generations import find_generationed
 from pageserver.remote.tenant_manifest import TenantManifest
 from pageserver.tenant import BranchRefusedError, DifferentParametersError, Tenant
-from pageserver.tenant.creation import UnknownAncestorError
+from pageserver.tenant.creation_rules import UnknownAncestorError
 from pageserver.tenant.tenant_errors import TimelineNotFoundError
 from pageserver.timeline.state import TimelineStatus
 from tests.unit.recording_store import check_bucket, newest_indices
