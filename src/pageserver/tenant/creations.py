@@ -1,8 +1,8 @@
 """Timelines in the making: branches, initdb, a primary, files (tenants.md 9).
 
-What is checked, and what a request must agree with, is in `creation`; here are the steps and who owns them. A creation
-runs in a task of the tenant, so that a client that hangs up does not leave half of it, and a tenant that stops waits
-for its end. While it runs its id is reserved.
+What is checked, and what a request must agree with, is in `creation_rules`; here are the steps and who owns them. A
+creation runs in a task of the tenant, so that a client that hangs up does not leave half of it, and a tenant that stops
+waits for its end. While it runs its id is reserved.
 
     branch      under `exclusion`: check the branch point, open, add to `timelines` (from here it pins the ancestor)
                 then: source document ─▶ index ─▶ Active
@@ -117,7 +117,7 @@ class TimelineCreations:
     async def branch(
         self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None, *, read_only: bool
     ) -> TimelineInfo:
-        """Branch off at `start_lsn`, or at the end. Durable when this returns. Raises the errors of `creation`."""
+        """Branch off at `start_lsn`, or at the end. Durable when this returns. Raises the errors of the rules."""
         work = self._branch(new_id, ancestor_id, start_lsn, read_only=read_only)
         return await run_owned(self._tasks, work, name=f"branch {new_id}")
 
@@ -128,7 +128,7 @@ class TimelineCreations:
         returns.
 
         `flavour` is whose PostgreSQL made the cluster; left out, that of the installation, or of `existing`.
-        Raises the errors of `creation`, InitdbError, InitdbArchiveMissingError.
+        Raises the errors of `creation_rules`, InitdbError, InitdbArchiveMissingError.
         """
         work = self._bootstrap(new_id, pg_version, existing, flavour)
         return await run_owned(self._tasks, work, name=f"bootstrap {new_id}")

@@ -328,7 +328,7 @@ class Tenant:
         self, new_id: TimelineId, ancestor_id: TimelineId, start_lsn: Lsn | None, *, read_only: bool = False
     ) -> TimelineInfo:
         """Branch off at `start_lsn`, or at the end; a branch that is `read_only` takes no WAL. Durable when this
-        returns. Raises the errors of `creation`.
+        returns. Raises the errors of `creation_rules`.
         """
         return await self._creations.branch(new_id, ancestor_id, start_lsn, read_only=read_only)
 
