@@ -17,7 +17,7 @@ from tests.integration.test_restore_and_verify import verify
 from tests.integration.test_source_changes import end_of_log, make_durable, path_of, wait_for
 from tests.page_server import PageServerProcess
 from tests.postgres.provision import ProvisionError
-from tests.stores.servers import S3Server
+from tests.stores.servers import S3Server, s3_server
 
 BUCKET = "travels"
 
@@ -26,7 +26,7 @@ BUCKET = "travels"
 def versioned(server_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """An S3 server whose bucket keeps versions."""
     try:
-        server = S3Server(server_dir / "s3", keeps_versions=True)
+        server = s3_server(server_dir / "s3", keeps_versions=True)
     except ProvisionError as error:
         pytest.skip(str(error))
     try:
