@@ -73,19 +73,19 @@ class Side:
         """Those that are open and that nobody deletes."""
         return [one for one in self.tenant.open_timelines() if one.state.status is TimelineStatus.ACTIVE]
 
-    async def step(self, rng: random.Random, foreign: set[TimelineId]) -> None:
+    async def step(self, rng: random.Random) -> None:
         """Do one thing; what a server refuses, because it is overtaken or because of the state of a timeline, is
-        counted. Timelines in `foreign` are not deleted here.
+        counted.
         """
         choices: dict[str, int] = {"ingest": 6, "compact": 4, "branch": 2, "delete": 3, "execute": 3}
         (what,) = rng.choices(list(choices), list(choices.values()))
         try:
-            await self._do(what, rng, foreign)
+            await self._do(what, rng)
             self.done[what] += 1
         except PageServerError as error:
             self.refused[f"{what}: {type(error).__name__}"] += 1
 
-    async def _do(self, what: str, rng: random.Random, foreign: set[TimelineId]) -> None:
+    async def _do(self, what: str, rng: random.Random) -> None:
         timelines = self.timelines()
         match what:
             case "execute":
@@ -93,7 +93,7 @@ class Side:
             case "branch" if timelines and len(timelines) < _BRANCHES_MAX:
                 await self.tenant.create_branch(TimelineId(rng.randbytes(16)), rng.choice(timelines).timeline_id, None)
             case "delete":
-                doomed = [one for one in timelines if one.timeline_id != ROOT and one.timeline_id not in foreign]
+                doomed = [one for one in timelines if one.timeline_id != ROOT]
                 if doomed:
                     await self.tenant.delete_timeline(rng.choice(doomed).timeline_id)
             case _ if timelines:
@@ -280,12 +280,7 @@ async def _work(
     if after is not None:
         await after
     for _ in range(steps):
-        others = {
-            one.timeline_id for other in watch.sides if other is not side for one in other.tenant.open_timelines()
-        }
-        # What a stale server has open as well it would write an index for again (see docs/operations.md).
-        foreign = others if side is watch.owner else set()
-        await side.step(rng, foreign)
+        await side.step(rng)
         await watch.check()
         watch.check_told()
 

@@ -10,7 +10,8 @@ from typing import Any
 from pageserver.errors import UnavailableError
 from pageserver.ids import TenantShardId, TimelineId
 from pageserver.remote import FetchedObject, IndexPart, LocalStore, StoredObject, paths
-from pageserver.remote.generations import generation_of_key
+from pageserver.remote.generations import HIGHEST_GENERATION, generation_of_key
+from pageserver.remote.tombstones import list_sources
 
 
 class RecordingStore(LocalStore):
@@ -97,12 +98,14 @@ class RecordingStore(LocalStore):
 
 
 async def newest_indices(store: LocalStore, shard: TenantShardId) -> dict[TimelineId, IndexPart]:
-    """Return the index of every timeline that has one."""
+    """Return the index of every timeline that has one, and has not been deleted since it was written."""
     found: dict[TimelineId, IndexPart] = {}
+    sources = await list_sources(store, shard, HIGHEST_GENERATION)
     for name in await store.list_directories(paths.timelines_prefix(shard)):
         base = paths.index_base_key(shard, TimelineId.parse(name))
         keys = [item.key async for item in store.list_objects(base)]
-        if keys:
+        newest = max(map(generation_of_key, keys), default=None)
+        if newest is not None and not sources.is_over(TimelineId.parse(name), newest):
             found[TimelineId.parse(name)] = IndexPart.decode(await store.get(max(keys, key=generation_of_key)))
     return found
 

@@ -177,8 +177,9 @@ async def find_generationed(
 
 async def find_index(
     storage: ObjectStorage, shard: TenantShardId, timeline_id: TimelineId, generation: Generation, *, now: datetime
-) -> bytes:
-    """Return the index that is the truth for `generation`. Raises ObjectNotFoundError, IndexOutdatedError.
+) -> tuple[bytes, Generation]:
+    """Return the index that is the truth for `generation`, and the generation that wrote it. Raises
+    ObjectNotFoundError, IndexOutdatedError.
 
     Source: remote-storage.md 4.5: an index that nobody wrote for two weeks, while one of a higher generation exists,
     means that our generation went backwards.
@@ -189,7 +190,7 @@ async def find_index(
         _, newest = await _find(storage, base_key, HIGHEST_GENERATION, "")
         if newest > found:
             raise IndexOutdatedError(timeline_id=timeline_id, found=found, newest=newest)
-    return index.content
+    return index.content, found
 
 
 async def _find(

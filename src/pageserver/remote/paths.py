@@ -77,6 +77,11 @@ def source_base_key(shard: TenantShardId, timeline_id: TimelineId) -> str:
     return f"sources/{shard}/{timeline_id}/source.json"
 
 
+def tombstone_key(shard: TenantShardId, timeline_id: TimelineId, generation: Generation) -> str:
+    """Return the key of what stays of a deleted timeline (`tombstones`)."""
+    return f"sources/{shard}/{timeline_id}/deleted.json{generation.suffix()}"
+
+
 def sources_prefix(shard: TenantShardId) -> str:
     return f"sources/{shard}/"
 

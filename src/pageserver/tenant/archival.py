@@ -183,7 +183,7 @@ class Archival:
         timeline_id = record.timeline_id
         storage, shard, generation = self._resources.storage, self._shard, self._generation
         try:
-            content = await find_index(storage, shard, timeline_id, generation, now=self._resources.clock.now())
+            content, _ = await find_index(storage, shard, timeline_id, generation, now=self._resources.clock.now())
         except ObjectNotFoundError as error:
             raise NotFoundError("timeline not found", timeline_id=timeline_id) from error
         index = IndexPart.decode(content)

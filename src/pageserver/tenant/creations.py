@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,6 +92,7 @@ class TimelineCreations:
         opener: TimelineOpener,
         archival: Archival,
         limits: TenantLimits,
+        unbury: Callable[[TimelineId], Awaitable[None]],
         exclusion: asyncio.Lock,
         tasks: TaskScope,
         log: Any,
@@ -103,6 +104,7 @@ class TimelineCreations:
         self._opener = opener
         self._archival = archival
         self._limits = limits
+        self._unbury = unbury
         self._exclusion = exclusion
         self._tasks = tasks
         self._log = log
@@ -186,6 +188,7 @@ class TimelineCreations:
         if existing is not None:
             return await _settled(existing)
         try:
+            await self._unbury(new_id)
             if timeline.document is not None:
                 await write_source_document(
                     self._resources.storage, self._shard, new_id, self._generation, timeline.document
@@ -245,6 +248,7 @@ class TimelineCreations:
             paths.timelines_directory(self._resources.workdir, self._shard), new_id, secrets.token_hex(4)
         )
         try:
+            await self._unbury(new_id)
             await self._check_may_store_archive()
             if existing_id is None:
                 made_by = await self._resources.way_in.make_data_directory(scratch.data, pg_version)
@@ -309,6 +313,7 @@ class TimelineCreations:
         self._host.check_active()
         self._begin(new_id, NeverEqual())
         try:
+            await self._unbury(new_id)
             slot = self._host.open_slot(new_id, None, None)
             body = await self._resources.way_in.prepare_primary(slot, options)
             await slot.save_document(body)
@@ -333,6 +338,7 @@ class TimelineCreations:
         slot = self._host.open_slot(new_id, None, None)
         self._host.timelines[new_id] = Placeholder(new_id, LOADING, pg_version, flavour, slot)
         try:
+            await self._unbury(new_id)
             await self._resources.way_in.import_base_backup(
                 slot, body, base_lsn=base_lsn, end_lsn=end_lsn, pg_version=pg_version, flavour=flavour
             )

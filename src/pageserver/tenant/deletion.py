@@ -4,6 +4,7 @@
     files     local directory removed
     source    document of the WAL source removed        before the index: as long as that is there, all of this repeats
     layers    everything below the prefix but the newest index and the preserved initdb archive
+    tombstone put where there is a bucket (`tombstones`) whoever was overtaken may write the timeline's index again
     index     the newest one, last                      afterwards there is no timeline
 
 Deleting objects of a timeline is not validated like single layers are, since its end is ordered and repeated. Only
@@ -38,6 +39,7 @@ from pageserver.remote.generations import HIGHEST_GENERATION, generation_of_key
 from pageserver.remote.index_changes import naive_time
 from pageserver.remote.retry import pause_seconds
 from pageserver.remote.source_document import delete_source_documents
+from pageserver.remote.tombstones import write_tombstone
 from pageserver.tenant.resources import TenantResources
 from pageserver.timeline import Timeline
 
@@ -120,6 +122,7 @@ async def delete_timeline_objects(
     generation: Generation,
     *,
     keeps_initdb: bool = False,
+    leaves_tombstone: bool = False,
 ) -> None:
     """Delete everything that a timeline has in the store, the newest index last. With `keeps_initdb` the archive of
     initdb stays, like the preserved one always does.
@@ -144,6 +147,9 @@ async def delete_timeline_objects(
     await deletions.push_immediate(doomed)
     await _flush(deletions, resources)
     await resources.failpoints.fail("timeline-delete-before-index-delete", text="failpoint: {}")
+    if leaves_tombstone:
+        now = naive_time(resources.clock.now())
+        await write_tombstone(storage, shard, timeline_id, generation, deleted_at=now)
     if newest is not None:
         await deletions.push_immediate([newest])
         await _flush(deletions, resources)

@@ -19,6 +19,7 @@ from pageserver.remote.generations import IndexOutdatedError, find_index
 from pageserver.remote.retry import pause_seconds
 from pageserver.remote.source_document import SourceDocument, read_source_document
 from pageserver.remote.tenant_manifest import ManifestKeeper, OffloadedTimeline
+from pageserver.remote.tombstones import list_sources
 from pageserver.tenant.opening import TimelineOpener, remove_tree
 from pageserver.tenant.resources import TenantResources
 from pageserver.timeline import Timeline
@@ -35,6 +36,7 @@ class LoadOutcome:
     broken: dict[TimelineId, str] = field(default_factory=dict)
     importing: dict[TimelineId, SourceDocument] = field(default_factory=dict)
     deleted: list[TimelineId] = field(default_factory=list)
+    buried: set[TimelineId] = field(default_factory=set)
     offloaded: list[OffloadedTimeline] = field(default_factory=list)
 
 
@@ -138,6 +140,11 @@ async def _read_documents(
     found = _Found()
     permits = asyncio.Semaphore(_READS_MAX)
 
+    def forget(timeline_id: TimelineId) -> None:
+        outcome.importing.pop(timeline_id, None)
+        if timeline_id not in outcome.deleted:
+            outcome.deleted.append(timeline_id)
+
     async def read_document(timeline_id: TimelineId) -> None:
         async with permits:
             document = await insist(
@@ -150,10 +157,16 @@ async def _read_documents(
 
     async def read_index(timeline_id: TimelineId) -> None:
         async with permits:
-            content = await insist(
+            content, written = await insist(
                 lambda: find_index(resources.storage, shard, timeline_id, generation, now=resources.clock.now()),
                 resources,
             )
+        if sources.is_over(timeline_id, written):
+            resources.log.warning(
+                "a deleted timeline's index was written again; the deletion is repeated", timeline=str(timeline_id)
+            )
+            forget(timeline_id)
+            return
         index = IndexPart.decode(content)
         if index.deleted_at is not None:
             outcome.deleted.append(timeline_id)
@@ -176,8 +189,13 @@ async def _read_documents(
     ids = await _list_ids(resources, paths.timelines_prefix(shard))
     offloaded = {entry.timeline_id for entry in outcome.offloaded}
     outcome.offloaded = [entry for entry in outcome.offloaded if entry.timeline_id in ids]
+    sources = await list_sources(resources.storage, shard, generation)
+    outcome.buried = {timeline_id for timeline_id, written in sources.tombstones.items() if written == generation}
+    for timeline_id, written in sources.documents.items():
+        if sources.is_over(timeline_id, written):
+            forget(timeline_id)
     for work, wanted in (
-        (read_document, await _list_ids(resources, paths.sources_prefix(shard))),
+        (read_document, [timeline_id for timeline_id in sources.documents if timeline_id not in outcome.deleted]),
         (read_index, [timeline_id for timeline_id in ids if timeline_id not in offloaded]),
     ):
         results = await asyncio.gather(

@@ -163,6 +163,7 @@ class Tenant:
             opener=self._opener,
             archival=self.archival,
             limits=self.limits,
+            unbury=self._deletions.unbury,
             exclusion=self._gc_and_branches,
             tasks=self._tasks,
             log=self._log,
@@ -438,6 +439,7 @@ class Tenant:
         for timeline_id, document in outcome.importing.items():
             self._log.info("an unfinished import starts again", timeline=str(timeline_id))
             self.add_importing(timeline_id, self.open_slot(timeline_id, document, None))
+        self._deletions.buried.update(outcome.buried)
         for timeline_id in outcome.deleted:
             self._deletions.resume(timeline_id)
         await self.archival.upload_manifest()

@@ -13,6 +13,7 @@ from typing import Any
 
 from pageserver.errors import ConflictError, NotFoundError, PreconditionFailedError
 from pageserver.ids import Generation, TenantShardId, TimelineId
+from pageserver.remote import paths
 from pageserver.tenant.archival import Archival, TimelineHost
 from pageserver.tenant.deletion import check_may_delete, delete_timeline_objects, mark_deleted
 from pageserver.tenant.names import TenantNames
@@ -54,6 +55,8 @@ class TimelineDeletions:
         self._tasks = tasks
         self._log = log
         self._running: set[TimelineId] = set()
+        self.buried: set[TimelineId] = set()
+        """Ids that have a tombstone of our own generation."""
 
     def is_running(self, timeline_id: TimelineId) -> bool:
         """Return whether the timeline is being deleted."""
@@ -96,6 +99,12 @@ class TimelineDeletions:
             raise
         self._spawn(timeline_id)
 
+    async def unbury(self, timeline_id: TimelineId) -> None:
+        """Let an id be used again in this generation: before anything of the new timeline is stored."""
+        if timeline_id in self.buried:
+            await self._resources.storage.delete([paths.tombstone_key(self._shard, timeline_id, self._generation)])
+            self.buried.discard(timeline_id)
+
     def resume(self, timeline_id: TimelineId) -> None:
         """Go on with a deletion that a load found marked."""
         self._running.add(timeline_id)
@@ -115,7 +124,12 @@ class TimelineDeletions:
         await self._names.forget(timeline_id)
         await self._opener.drop_directory(timeline_id)
         await failpoints.fail("timeline-delete-after-rm", text="failpoint: {}")
-        await delete_timeline_objects(self._resources, self._shard, timeline_id, self._generation)
+        leaves_tombstone = self._resources.stores_layers
+        await delete_timeline_objects(
+            self._resources, self._shard, timeline_id, self._generation, leaves_tombstone=leaves_tombstone
+        )
+        if leaves_tombstone:
+            self.buried.add(timeline_id)
         await failpoints.pause("in_progress_delete")
         self._host.timelines.pop(timeline_id, None)
         self._running.discard(timeline_id)

@@ -2,7 +2,7 @@
 
     tenants/S/tenant-manifest-g.json, heatmap-v1.json
     tenants/S/timelines/TL/index_part.json-g, initdb.tar.zst, initdb-preserved.tar.zst, <layer>-g
-    sources/S/TL/source.json-g
+    sources/S/TL/source.json-g, deleted.json-g
     names/T.json-g
     generations/S/g.json
 
@@ -25,6 +25,7 @@ _SUFFIX = re.compile(r"-([0-9a-f]{8})")
 _LAYER = re.compile(r"(.+?__(?:[0-9A-F]{16}-)?[0-9A-F]{16})(?:-([0-9a-f]{8}))?")
 _MANIFEST = re.compile(r"tenant-manifest(?:-([0-9a-f]{8}))?\.json")
 _SOURCE = re.compile(r"source\.json(?:-([0-9a-f]{8}))?")
+_TOMBSTONE = re.compile(r"deleted\.json-([0-9a-f]{8})")
 _NAMES = re.compile(r"names/[0-9a-f]{32}\.json(?:-([0-9a-f]{8}))?")
 _CLAIM = re.compile(r"([0-9a-f]{8})\.json")
 
@@ -40,6 +41,13 @@ class StoredTimeline:
     indices: Generations = field(default_factory=dict)
     layers: dict[str, tuple[StoredObject, Generation]] = field(default_factory=dict)
     sources: Generations = field(default_factory=dict)
+    tombstones: Generations = field(default_factory=dict)
+
+    @property
+    def is_buried(self) -> bool:
+        """Return whether all that is left of it belongs to a timeline that was deleted: the next attach cleans up."""
+        written = [*self.indices, *self.sources]
+        return bool(self.tombstones) and max(written, default=Generation(None)) <= max(self.tombstones)
 
     @property
     def prefix(self) -> str:
@@ -138,11 +146,15 @@ def _place_in_tenant(shard: ShardInventory, below: str, item: StoredObject) -> b
 
 def _place_source(shard: ShardInventory, below: str, item: StoredObject) -> bool:
     name, _, file = below.partition("/")
-    timeline_id, match = _timeline_id(name), _SOURCE.fullmatch(file)
-    if timeline_id is None or match is None:
+    timeline_id = _timeline_id(name)
+    if timeline_id is None:
         return False
-    shard.timeline(timeline_id).sources[shard.note(_generation(match[1]))] = item
-    return True
+    timeline = shard.timeline(timeline_id)
+    for pattern, place in ((_SOURCE, timeline.sources), (_TOMBSTONE, timeline.tombstones)):
+        if (match := pattern.fullmatch(file)) is not None:
+            place[shard.note(_generation(match[1]))] = item
+            return True
+    return False
 
 
 def _place_claim(shard: ShardInventory, below: str, item: StoredObject) -> bool:

@@ -16,7 +16,8 @@ somebody wrote *after* a newer generation was claimed can name less than what th
    nothing in this timeline is an orphan;
 2. without (generations come from a storage controller, which this program does not ask): what the index before the
    newest one names is none either, as the newest server may have read that one;
-3. a timeline whose index is marked as deleted is left to the deletion, which goes on at the next attach;
+3. a timeline whose index is marked as deleted, or that has a tombstone not older than its index, is left to the
+   deletion, which goes on at the next attach;
 4. without an index, a timeline whose import runs or may be resumed keeps all that it has;
 5. if one index of a tenant cannot be read, no layer of the tenant is an orphan.
 """
@@ -75,7 +76,7 @@ def find_leftovers(
             found.orphans += _superseded(timeline.indices, OrphanKind.INDEX)
             found.orphans += _superseded(timeline.sources, OrphanKind.SOURCE)
             known = indices[timeline.prefix]
-            if known.newest is not None and known.newest.deleted_at is not None:
+            if timeline.is_buried or (known.newest is not None and known.newest.deleted_at is not None):
                 continue
             limit = _orphans_below(shard, timeline, known) if knows_all_indices else Generation(None)
             if known.newest is None:

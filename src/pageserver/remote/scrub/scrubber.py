@@ -143,6 +143,8 @@ class Scrubber:
     async def _scrub_timeline(
         self, timeline: StoredTimeline, look: Look, report: ScrubReport, scratch: Path | None
     ) -> None:
+        if timeline.is_buried:
+            return
         report.timelines += 1
         read = look.newest.get(timeline.prefix)
         if read is None:
