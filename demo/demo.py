@@ -133,19 +133,21 @@ def note_moment(postgres: PostgresServer) -> Moment:
     """
     with postgres.connect(autocommit=False) as session:
         session.execute("lock table pgbench_accounts, pgbench_tellers, pgbench_branches, pgbench_history in share mode")
+        # First the sum: whoever reads a page may prune it, and with that goes beyond the LSN that is noted below.
+        (total,) = session.execute("select sum(abalance) from pgbench_accounts").fetchall()[0]
         with postgres.connect() as other:
             other.execute("checkpoint")  # the pages of the tables are in the files now
         query = """
-            select pg_current_wal_insert_lsn()::text, (select sum(abalance) from pgbench_accounts)::text,
+            select pg_current_wal_insert_lsn()::text,
                    (select oid from pg_database where datname = current_database())::text,
                    pg_relation_filenode('pgbench_accounts')::text,
                    pg_read_binary_file(pg_relation_filepath('pgbench_accounts'), 0, %s)
         """
         (row,) = session.execute(query, (PAGES * BLCKSZ,)).fetchall()
-        lsn, total, database, node = map(str, row[:4])
-        pages = row[4]
+        lsn, database, node = map(str, row[:3])
+        pages = row[3]
         assert isinstance(pages, bytes)
-        return Moment(lsn, int(total), RelTag(1663, int(database), int(node), 0), pages)
+        return Moment(lsn, int(str(total)), RelTag(1663, int(database), int(node), 0), pages)
 
 
 def wait_until_followed(server: PageServerProcess, timeline: str, postgres: PostgresServer) -> None:
