@@ -18,6 +18,7 @@ Inodes are kept alive by a second link (files) or a descriptor (directories), so
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from random import Random
 
 _link = os.link
 """The kernel's, whatever a test puts in its place."""
+
+_NUMBER = re.compile(r"\.[0-9a-f-]+(?=\.___temp$)")
 
 
 @dataclass(frozen=True)
@@ -147,8 +150,12 @@ class TrackedDisk:
 
 
 def mixed(durable: Image, current: Image, seed: str) -> Image:
-    """Return one of the many images that a power failure may leave: of what was not synced, some was written."""
-    names = {inode: path for path, inode in (*durable.walk(), *current.walk())}
+    """Return one of the many images that a power failure may leave: of what was not synced, some was written.
+
+    Which, follows from the seed and the names, without the numbers that make temporary names unique: those count what
+    the process has written before, and the same seed must give the same image in every run.
+    """
+    names = {inode: _NUMBER.sub("", path) for path, inode in (*durable.walk(), *current.walk())}
 
     def was_written(inode: int) -> bool:
         return Random(f"{seed} {names.get(inode, '')}").random() < 0.5
