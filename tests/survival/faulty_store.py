@@ -51,10 +51,14 @@ _CHECKPOINT_DISTANCE: Final = 4 << 20
 
 
 class RandomFaults:
-    """Chooses what befalls a request, from a seed, and counts it."""
+    """Chooses what befalls a request, from a seed, and counts it.
+
+    The first faults are one of each kind, in any order: a rare kind might not come in a short load otherwise.
+    """
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(f"faults {seed}")
+        self._first = self._rng.sample(list(_FAULTS), len(_FAULTS))
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
 
@@ -62,8 +66,12 @@ class RandomFaults:
         with self._lock:
             fault = Fault.NONE
             if self._rng.random() < _FAULT_PROBABILITY:
-                (fault,) = self._rng.choices(list(_FAULTS), list(_FAULTS.values()))
+                fault = self._first.pop() if self._first else self._any()
             self.counts[fault.name] += 1
+        return fault
+
+    def _any(self) -> Fault:
+        (fault,) = self._rng.choices(list(_FAULTS), list(_FAULTS.values()))
         return fault
 
 
