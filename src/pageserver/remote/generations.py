@@ -20,6 +20,8 @@ from pageserver.remote.storage import FetchedObject, ObjectExistsError, ObjectNo
 
 HIGHEST_GENERATION = Generation(0xFFFF_FFFF)
 """Whoever wants the newest of all objects looks with this one."""
+_NO_GENERATION = -1
+"""Below all of them: 0 is a generation, which a user may ask for; the first one that we give out is 1."""
 _CLAIM_ATTEMPTS_MAX = 16
 _INDEX_AGE_MAX = timedelta(days=14)
 _SUFFIX = re.compile(r"-([0-9a-fA-F]{8})(?:\.json)?$")
@@ -90,13 +92,16 @@ async def claim_generation(
 
     Must happen *before* the index is read: what an older generation writes after our claim may be missed, never what it
     wrote before.
+
+    An object above `wanted` is as good as a claim: whoever attached below it would not see it, and what was
+    acknowledged there would be hidden by it at the next start. Objects of `wanted` itself, without a claim, are a
+    bucket's that was handed over.
     """
     for _ in range(_CLAIM_ATTEMPTS_MAX):
-        highest_claim = await _highest_claim(storage, shard)
-        highest = max(highest_claim, await _highest_object(storage, shard)) if wanted is None else highest_claim
-        number = highest + 1 if wanted is None else wanted
-        if number <= highest:
-            raise GenerationTakenError(shard=shard, wanted=number, highest=highest)
+        highest_claim, highest_object = await _highest_claim(storage, shard), await _highest_object(storage, shard)
+        number = max(highest_claim, highest_object, 0) + 1 if wanted is None else wanted
+        if number <= highest_claim or number < highest_object:
+            raise GenerationTakenError(shard=shard, wanted=number, highest=max(highest_claim, highest_object))
         key = paths.claim_key(shard, Generation(number))
         try:
             await storage.put_if_absent(key, claim.encode())
@@ -131,7 +136,7 @@ async def read_generations(storage: ObjectStorage, shard: TenantShardId, *, clai
     """Tell who claimed which generation. Raises UnavailableError."""
     numbers = sorted([number async for number in _claims(storage, shard)], reverse=True)
     claims = {number: await _read_claim(storage, shard, number) for number in numbers[:claims_max]}
-    highest_object = await _highest_object(storage, shard)
+    highest_object = max(await _highest_object(storage, shard), 0)
     return GenerationRecord(claims, len(numbers), max(numbers, default=0), highest_object)
 
 
@@ -224,7 +229,7 @@ async def _fetch(storage: ObjectStorage, key: str) -> FetchedObject:
 
 
 async def _highest_claim(storage: ObjectStorage, shard: TenantShardId) -> int:
-    return max([number async for number in _claims(storage, shard)], default=0)
+    return max([number async for number in _claims(storage, shard)], default=_NO_GENERATION)
 
 
 async def _claims(storage: ObjectStorage, shard: TenantShardId) -> AsyncIterator[int]:
@@ -243,7 +248,7 @@ async def _read_claim(storage: ObjectStorage, shard: TenantShardId, number: int)
 
 
 async def _highest_object(storage: ObjectStorage, shard: TenantShardId) -> int:
-    highest = 0
+    highest = _NO_GENERATION
     async for item in storage.list_objects(paths.tenant_prefix(shard)):
         if match := _SUFFIX.search(item.key):
             highest = max(highest, int(match[1], 16))

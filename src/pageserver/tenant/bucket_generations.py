@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pageserver.clock import Clock
@@ -23,7 +24,9 @@ _CLAIMS_MAX = 16
 
 
 class BucketGenerations:
-    """Claims, and answers from claims. `on_stale` hears of every generation that turned out not to be the newest."""
+    """Claims, and answers from claims. `claim` says who we are; its time is set anew for each. `on_stale` hears of
+    every generation that turned out not to be the newest.
+    """
 
     answers_at_once = True
     fences_deletions = True
@@ -51,7 +54,7 @@ class BucketGenerations:
         return {shard: task.result() for shard, task in tasks.items()}
 
     async def claim(self, shard: TenantShardId, wanted: int | None) -> Generation:
-        return await claim_generation(self._storage, shard, self._claim, wanted=wanted)
+        return await claim_generation(self._storage, shard, self._claim_now(), wanted=wanted)
 
     async def validate(self, generations: Mapping[TenantShardId, Generation]) -> Mapping[TenantShardId, bool]:
         return {
@@ -84,4 +87,7 @@ class BucketGenerations:
                 generation=mode.generation.number,
             )
             return location.as_secondary(warm=True)
-        return location.with_generation(await claim_generation(self._storage, shard, self._claim))
+        return location.with_generation(await claim_generation(self._storage, shard, self._claim_now()))
+
+    def _claim_now(self) -> GenerationClaim:
+        return replace(self._claim, claimed_at=f"{self._clock.now():%Y-%m-%dT%H:%M:%SZ}")

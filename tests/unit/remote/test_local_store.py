@@ -80,6 +80,21 @@ async def test_claims_are_unique_and_above_everything(tmp_path: Path) -> None:
     assert not await is_newest_generation(store, SHARD, Generation(12))
 
 
+async def test_a_generation_below_an_object_is_taken_and_0_is_a_generation(tmp_path: Path) -> None:
+    """Goal: nobody attaches below what somebody wrote. What he acknowledged there would be hidden by the objects above
+    it at the next start, whose claim goes above them.
+    """
+    store = LocalStore(tmp_path)
+    assert (await claim_generation(store, SHARD, claim(), wanted=0)).number == 0
+    with pytest.raises(GenerationTakenError):
+        await claim_generation(store, SHARD, claim("other"), wanted=0)
+    await store.put(f"tenants/{SHARD}/timelines/{SHARD}/index_part.json-00000007", b"{}")
+    with pytest.raises(GenerationTakenError, match="highest known is 00000007"):
+        await claim_generation(store, SHARD, claim(), wanted=6)
+    assert (await claim_generation(store, SHARD, claim(), wanted=7)).number == 7
+    assert (await claim_generation(store, SHARD, claim())).number == 8
+
+
 async def test_a_store_that_overwrites_is_refused(tmp_path: Path) -> None:
     """Goal: the start-up probe passes on our store and finds one that does not keep the promise."""
 

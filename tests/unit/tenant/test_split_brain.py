@@ -7,14 +7,18 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import structlog
 
+from pageserver.clock import SystemClock
 from pageserver.errors import StoppedError
 from pageserver.ids import TimelineId
-from pageserver.remote import IndexPart, LocalStore, paths
+from pageserver.remote import GenerationClaim, IndexPart, LocalStore, paths, read_generations
 from pageserver.tenant import Tenant
+from pageserver.tenant.bucket_generations import BucketGenerations
 from pageserver.timeline import Timeline
 from tests.unit.recording_store import check_bucket, newest_indices
 from tests.unit.tenant.test_crash_at_each_call import acknowledged, compact
@@ -238,3 +242,22 @@ async def is_overtaken(tenant: Tenant) -> bool:
 
 async def is_gone(tenant: Tenant, timeline_id: TimelineId) -> bool:
     return timeline_id not in tenant.timelines
+
+
+async def test_a_claim_tells_when_it_was_made(tmp_path: Path) -> None:
+    """Goal: who looks at the claims sees when a server took over, not when it was started."""
+
+    class Later(SystemClock):
+        seconds = 0
+
+        def now(self) -> datetime:
+            return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+
+    store, clock = LocalStore(tmp_path), Later()
+    claim = GenerationClaim(1, "instance", "host", "when the process began")
+    generations = BucketGenerations(store, claim, clock=clock, log=structlog.get_logger())
+    for clock.seconds in (1, 2):
+        await generations.claim(TENANT, None)
+    record = await read_generations(store, TENANT, claims_max=2)
+    times = {number: found and found.claimed_at for number, found in record.claims.items()}
+    assert times == {1: "2026-01-01T00:00:01Z", 2: "2026-01-01T00:00:02Z"}
