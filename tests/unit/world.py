@@ -296,8 +296,11 @@ class FakeWayIn:
             return None
         return FakeSource(slot, self)
 
-    def document_of_branch(self, document: SourceDocument, *, branch_lsn: Lsn) -> Mapping[str, Any]:
-        return {key: value for key, value in document.body.items() if key != "connection"}
+    def document_of_branch(
+        self, document: SourceDocument | None, *, branch_lsn: Lsn, pg_version: int
+    ) -> Mapping[str, Any]:
+        body = {"flavour": "neon"} if document is None else document.body
+        return {key: value for key, value in body.items() if key != "connection"}
 
     async def import_base_backup(
         self,

@@ -224,10 +224,10 @@ class TimelineCreations:
             ancestor_last=ancestor.last_record_lsn,
             ancestor_prev=Lsn(ancestor.store.prev_record_lsn),
         )
-        document = None
-        if ancestor.document is not None:
-            body = dict(self._resources.way_in.document_of_branch(ancestor.document, branch_lsn=lsn))
-            document = SourceDocument({**body, "read_only": True} if read_only else body)
+        body = dict(
+            self._resources.way_in.document_of_branch(ancestor.document, branch_lsn=lsn, pg_version=ancestor.pg_version)
+        )
+        document = SourceDocument({**body, "read_only": True} if read_only else body)
         timeline = await self._opener.create(new_id, index, document, ancestor)
         self._host.timelines[new_id] = timeline
         return timeline

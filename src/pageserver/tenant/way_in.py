@@ -78,9 +78,11 @@ class WayIn(Protocol):
         """
         ...
 
-    def document_of_branch(self, document: SourceDocument, *, branch_lsn: Lsn) -> Mapping[str, Any]:
+    def document_of_branch(
+        self, document: SourceDocument | None, *, branch_lsn: Lsn, pg_version: int
+    ) -> Mapping[str, Any]:
         """Return the document of a branch: traits and PostgreSQL timeline history inherited, no connection
-        (standalone.md 3).
+        (standalone.md 3). An ancestor without a document is of Neon's flavour.
         """
         ...
 

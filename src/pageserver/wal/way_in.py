@@ -274,8 +274,12 @@ class PostgresWayIn:
             failpoints=self._failpoints,
         )
 
-    def document_of_branch(self, document: SourceDocument, *, branch_lsn: Lsn) -> Mapping[str, Any]:
+    def document_of_branch(
+        self, document: SourceDocument | None, *, branch_lsn: Lsn, pg_version: int
+    ) -> Mapping[str, Any]:
         """Return a branch's document: the history up to `branch_lsn`, no connection, no slot."""
+        if document is None:
+            return source_body(StoredSource(Flavour.NEON, pg_version))
         return source_body(parse_source(document.body).branched(branch_lsn))
 
     async def import_base_backup(

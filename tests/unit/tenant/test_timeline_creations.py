@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -167,6 +168,26 @@ async def test_a_read_only_branch_takes_no_wal(tmp_path: Path) -> None:
     with pytest.raises(PreconditionFailedError, match="read-only"):
         await tenant.import_wal(BRANCH, nothing(), start_lsn=START, end_lsn=START)
     await again.stop()
+
+
+async def test_a_read_only_branch_of_what_neon_wrote_takes_no_wal_either(tmp_path: Path) -> None:
+    """Goal: that a branch is read-only is remembered also where its ancestor has no source document. Method: take the
+    document of a timeline away, as if Neon's server had made it.
+    """
+    bucket = tmp_path / "bucket"
+    world = await World.start(tmp_path, bucket=bucket)
+    await bootstrap(await attach(world))
+    await world.stop()
+    shutil.rmtree(bucket / "sources")
+    again = await World.start(tmp_path, bucket=bucket)
+    tenant = again.manager.get(TENANT)
+    assert tenant.get_timeline(ROOT).document is None
+    assert (await tenant.create_branch(BRANCH, ROOT, START + 0x78, read_only=True)).to_json()["read_only"]
+    await again.kill()
+    third = await World.start(tmp_path, bucket=bucket)
+    detail = third.manager.get(TENANT).detail(BRANCH)
+    assert (detail.is_read_only, detail.flavour) == (True, "neon")
+    await third.stop()
 
 
 async def test_a_server_that_was_overtaken_makes_no_cluster(tmp_path: Path) -> None:
