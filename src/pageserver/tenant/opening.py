@@ -26,7 +26,7 @@ from pageserver.timeline import (
     Timeline,
     TimelineIdentity,
 )
-from pageserver.timeline.load import list_directory, plan_load, remove_files
+from pageserver.timeline.load import list_directory, plan_load, tidy_files
 
 _REMOVALS_MAX = 50
 _REMOVAL_PAUSE_SECONDS = 0.1
@@ -83,11 +83,7 @@ class TimelineOpener:
             )
         if keeps_layers and index.metadata.ancestor_timeline is None and not index.layers:
             raise CorruptDataError("Timeline has no ancestor and no layer files", timeline_id=timeline_id)
-        if index.gc_blocking is not None and not index.gc_blocking.reasons:
-            raise CorruptDataError(
-                f"index_part for {timeline_id} is malformed: it should not have gc blocking with zero reasons",
-                timeline_id=timeline_id,
-            )
+        check_gc_blocking(timeline_id, index)
         metadata = index.metadata
         timeline = await self._open(
             timeline_id,
@@ -227,7 +223,7 @@ class TimelineOpener:
     async def _add_layers(self, timeline: Timeline, index: IndexPart) -> None:
         directory = timeline.directory
         plan = plan_load(await asyncio.to_thread(list_directory, directory), index)
-        await asyncio.to_thread(remove_files, directory, plan)
+        await asyncio.to_thread(tidy_files, directory, plan)
         if plan.elsewhere and not self._resources.stores_layers:
             raise MissingLayerError(timeline_id=timeline.timeline_id, name=plan.elsewhere[0])
         layers = [
@@ -239,6 +235,15 @@ class TimelineOpener:
         if plan.from_the_future:
             # The index without them goes first: the same names may come again with other content (layer-files.md 2.5).
             timeline.remote.schedule_layer_file_deletion(plan.from_the_future)
+
+
+def check_gc_blocking(timeline_id: TimelineId, index: IndexPart) -> None:
+    """Raise CorruptDataError if collection is blocked for no reason (remote-storage.md 5.6)."""
+    if index.gc_blocking is not None and not index.gc_blocking.reasons:
+        raise CorruptDataError(
+            f"index_part for {timeline_id} is malformed: it should not have gc blocking with zero reasons",
+            timeline_id=timeline_id,
+        )
 
 
 def remove_tree(directory: Path) -> None:

@@ -1,7 +1,11 @@
 """Matching a timeline's directory with its index after a start (layer-files.md 2.4, 2.5; tenants.md 6.5).
 
-The index is the truth, local files a cache of it. The plan is made from two listings and touches nothing; `carry_out`
-does what it says. Stricter than Neon: a local file counts only under exactly the name that the index entry gives it.
+The index is the truth, local files a cache of it. The plan is made from two listings and touches nothing; `tidy_files`
+does what it says.
+
+A file without a generation in its name is of an old release (remote-storage.md 2.4): it counts if its size is right,
+and gets the name that ours have. Stricter than Neon: one of another generation than the index says does not count. The
+timeline may have been deleted elsewhere and made anew under its id, with layers of the same names and sizes.
 """
 
 from __future__ import annotations
@@ -33,13 +37,15 @@ class UnrecognizedFilesError(CorruptDataError):
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
     """What to do with each file and each layer. Names of layers are logical, of files as they are in the directory.
-    Layers `elsewhere` are brought when a read needs them.
+    Layers `elsewhere` are brought when a read needs them. `files_to_rename` maps to the new names; what has those now
+    is removed before.
     """
 
     resident: tuple[str, ...]
     elsewhere: tuple[str, ...]
     from_the_future: tuple[str, ...]
     files_to_remove: tuple[str, ...]
+    files_to_rename: Mapping[str, str]
 
 
 def plan_load(files: Mapping[str, int], index: IndexPart) -> LoadPlan:
@@ -50,6 +56,11 @@ def plan_load(files: Mapping[str, int], index: IndexPart) -> LoadPlan:
         for name, entry in index.layers.items()
         if name not in future
     }
+    old_names = {
+        name: file
+        for file, (name, size) in wanted.items()
+        if file != name and files.get(name) == size and files.get(file) != size
+    }
     resident: list[str] = []
     remove: list[str] = []
     unknown: list[str] = []
@@ -59,6 +70,8 @@ def plan_load(files: Mapping[str, int], index: IndexPart) -> LoadPlan:
             remove.append(file)
         elif file in wanted and wanted[file][1] == size:
             resident.append(wanted[file][0])
+        elif file in old_names:
+            resident.append(file)
         elif _is_layer(file):
             remove.append(file)
         else:
@@ -71,6 +84,7 @@ def plan_load(files: Mapping[str, int], index: IndexPart) -> LoadPlan:
         elsewhere=tuple(name for name, _ in wanted.values() if name not in here),
         from_the_future=tuple(sorted(future)),
         files_to_remove=tuple(remove),
+        files_to_rename=old_names,
     )
 
 
@@ -81,11 +95,13 @@ def list_directory(directory: Path) -> dict[str, int]:
         return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries}
 
 
-def remove_files(directory: Path, plan: LoadPlan) -> None:
-    """Remove what the plan says. What stays is never read before this is done."""
+def tidy_files(directory: Path, plan: LoadPlan) -> None:
+    """Remove and rename what the plan says. What stays is never read before this is done."""
     for name in plan.files_to_remove:
         (directory / name).unlink(missing_ok=True)
-    if plan.files_to_remove:
+    for name, new_name in plan.files_to_rename.items():
+        (directory / name).rename(directory / new_name)
+    if plan.files_to_remove or plan.files_to_rename:
         sync_directory(directory)
 
 

@@ -1,11 +1,13 @@
 """What happens to the files of a timeline's directory at a start (layer-files.md 2.4, 2.5)."""
 
+from pathlib import Path
+
 import pytest
 
 from pageserver.ids import Generation
 from pageserver.lsn import Lsn
 from pageserver.remote import IndexPart, LayerEntry, TimelineMetadata
-from pageserver.timeline.load import UnrecognizedFilesError, plan_load
+from pageserver.timeline.load import UnrecognizedFilesError, list_directory, plan_load, tidy_files
 from pageserver.timeline.rolling import OpenLayerFacts, RollLimits, plan_roll
 
 KEYS = "0" * 36 + "-" + "F" * 36
@@ -36,6 +38,26 @@ def test_each_file_meets_its_fate() -> None:
     assert plan.elsewhere == (IMAGE,)
     assert set(plan.from_the_future) == {FUTURE_DELTA, FUTURE_IMAGE}
     assert set(plan.files_to_remove) == set(files) - {f"{DELTA}-v1-00000003"}
+    assert not plan.files_to_rename
+
+
+def test_files_of_old_releases_have_no_generation_and_are_used() -> None:
+    """remote-storage.md 2.4: right size, and nothing better here. Another size is no match, a newer name wins."""
+    files = {DELTA: 10, f"{DELTA}-v1-00000003": 4, IMAGE: 9, FUTURE_DELTA: 10}
+    plan = plan_load(files, index(DELTA, IMAGE, FUTURE_DELTA))
+    assert (plan.resident, plan.elsewhere) == ((DELTA,), (IMAGE,))
+    assert plan.files_to_rename == {DELTA: f"{DELTA}-v1-00000003"}
+    assert set(plan.files_to_remove) == set(files) - {DELTA}
+    both = plan_load({DELTA: 10, f"{DELTA}-v1-00000003": 10}, index(DELTA))
+    assert (both.resident, both.files_to_remove, both.files_to_rename) == ((DELTA,), (DELTA,), {})
+
+
+def test_renamed_files_replace_what_was_in_their_place(tmp_path: Path) -> None:
+    files = {DELTA: b"0123456789", f"{DELTA}-v1-00000003": b"torn"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    tidy_files(tmp_path, plan_load(list_directory(tmp_path), index(DELTA)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {f"{DELTA}-v1-00000003": files[DELTA]}
 
 
 @pytest.mark.parametrize("name", ["metadata", "x.___uninit", "ephemeral-", "ephemeral-1x"])
