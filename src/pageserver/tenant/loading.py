@@ -20,7 +20,7 @@ from pageserver.remote.retry import pause_seconds
 from pageserver.remote.source_document import SourceDocument, read_source_document
 from pageserver.remote.tenant_manifest import ManifestKeeper, OffloadedTimeline
 from pageserver.remote.tombstones import list_sources
-from pageserver.tenant.opening import TimelineOpener, remove_tree
+from pageserver.tenant.opening import TimelineOpener, check_gc_blocking, remove_tree
 from pageserver.tenant.resources import TenantResources
 from pageserver.timeline import Timeline
 
@@ -56,7 +56,8 @@ async def load_timelines(
 ) -> LoadOutcome:
     """Open everything that exists, ancestors first, and remove local directories that nothing names.
 
-    Raises ManifestDecodeError and IndexOutdatedError: then the tenant is Broken.
+    Raises ManifestDecodeError, IndexOutdatedError, and CorruptDataError if an index blocks collection for no reason,
+    which is the whole tenant's (5.6): then the tenant is Broken.
     """
     manifest = await insist(keeper.read, resources)
     outcome = LoadOutcome(offloaded=[] if manifest is None else list(manifest.offloaded_timelines))
@@ -65,6 +66,8 @@ async def load_timelines(
     preloaded = resources.clock.monotonic_seconds()
     resources.counts.preload_seconds.observe(preloaded - started)
     _keep_ancestors(found, outcome, resources)
+    for timeline_id, index in found.indices.items():
+        check_gc_blocking(timeline_id, index)
     loaded: dict[TimelineId, Timeline] = {}
     for timeline_id in ancestors_first(found.indices, outcome.broken):
         index = found.indices[timeline_id]
@@ -178,7 +181,13 @@ async def _read_documents(
     async def read(work: Callable[[TimelineId], Awaitable[None]], timeline_id: TimelineId) -> None:
         try:
             await work(timeline_id)
-        except IndexOutdatedError:
+        except IndexOutdatedError as error:
+            resources.log.error(
+                "Found a newer index while loading an old one",
+                timeline=str(timeline_id),
+                found=str(error.facts["found"]),
+                newest=str(error.facts["newest"]),
+            )
             raise
         except ObjectNotFoundError:
             return

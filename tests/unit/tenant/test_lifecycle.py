@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import structlog
 
 from pageserver.errors import PreconditionFailedError, RequestError
 from pageserver.failpoints import Failpoints
-from pageserver.ids import TenantShardId, TimelineId
+from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.mgmt.models import LocationConfigBody
 from pageserver.observe import render_metrics
@@ -20,6 +22,7 @@ from pageserver.tenant import BranchRefusedError, DifferentParametersError, Tena
 from pageserver.tenant.local_tenants import LocalTenants
 from pageserver.tenant.location import LocationConfig
 from pageserver.tenant.slots import GenerationDecreaseError, SlotBusyError, TenantNotFoundError
+from pageserver.tenant.tenant_errors import TenantBrokenError
 from pageserver.timeline import Timeline
 from pageserver.timeline.state import TimelineStatus
 from tests.unit.world import BRANCH, ROOT, START, TENANT, FakeWayIn, World, eventually, store_of
@@ -177,6 +180,43 @@ async def test_a_damaged_index_harms_only_its_timeline_and_its_branches(tmp_path
     assert reloaded.get_timeline(other).state.status is TimelineStatus.ACTIVE
     assert paths.timeline_directory(tmp_path, TENANT, ROOT).is_dir(), "evidence is kept"
     await again.stop()
+
+
+async def broken_reason(world: World) -> str:
+    """Attach again in the same generation, and return why that failed."""
+    await world.manager.reset(TENANT, drop_cache=False)
+    with pytest.raises(TenantBrokenError) as caught:
+        await world.manager.get(TENANT).wait_active(5)
+    return str(caught.value)
+
+
+async def test_collection_that_is_blocked_for_no_reason_fails_the_attach(tmp_path: Path) -> None:
+    """remote-storage.md 5.6: what one timeline's index says about collection is said of the whole tenant."""
+    world = await World.start(tmp_path)
+    tenant = await attach(world)
+    await follow_primary(tenant)
+    key = paths.index_key(TENANT, ROOT, tenant.generation)
+    index = json.loads(await world.storage.get(key))
+    index["gc_blocking"] = {"started_at": "2024-07-19T09:00:00.123", "reasons": []}
+    await world.storage.put(key, json.dumps(index).encode())
+    reason = await broken_reason(world)
+    assert reason.endswith(f"index_part for {ROOT} is malformed: it should not have gc blocking with zero reasons")
+    await world.stop()
+
+
+async def test_an_old_index_beside_a_newer_one_fails_the_attach(tmp_path: Path) -> None:
+    """remote-storage.md 4.5: the generation went backwards. A newer index alone is somebody's who has taken over."""
+    world = await World.start(tmp_path)
+    tenant = await attach(world)
+    await follow_primary(tenant)
+    key = paths.index_key(TENANT, ROOT, tenant.generation)
+    await world.storage.put(paths.index_key(TENANT, ROOT, Generation(9)), await world.storage.get(key))
+    await world.manager.reset(TENANT, drop_cache=False)
+    await world.manager.get(TENANT).wait_active(5)
+    long_ago = time.time() - 15 * 86400
+    os.utime(world.storage.root / key, (long_ago, long_ago))
+    assert await broken_reason(world) == "tenant is broken: Index age exceeds threshold and a newer index exists"
+    await world.stop()
 
 
 async def test_a_missing_layer_breaks_the_timeline_when_the_disk_is_the_only_copy(tmp_path: Path) -> None:
