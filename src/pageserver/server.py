@@ -17,7 +17,7 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,22 @@ import uvicorn
 import uvloop
 
 from pageserver.clock import Clock, SystemClock
-from pageserver.config import InvalidSettingError, RemoteStorage, ServerConfig
+from pageserver.config import BuildInfo, InvalidSettingError, RemoteStorage, ServerConfig
 from pageserver.control import ControllerGenerations, UpcallClient, read_registration
 from pageserver.counts import ServerCounts
 from pageserver.disk_errors import DiskGuard
 from pageserver.errors import PageServerError, StoppedError
 from pageserver.failpoints import Failpoints, FailpointSyntaxError, parse_environment
 from pageserver.mgmt import ApiContext, create_app
-from pageserver.observe import EventCounts, ProcessMetrics, StartupTimes, configure_logging, render_metrics
+from pageserver.observe import (
+    EventCounts,
+    ProcessMetrics,
+    Scrapes,
+    StartupTimes,
+    configure_logging,
+    level_of,
+    render_metrics,
+)
 from pageserver.postgres.initdb import Initdb
 from pageserver.remote import GenerationClaim, ObjectStorage, RetryingStorage, open_object_storage, paths
 from pageserver.remote.adopt_local import adopt_local_store
@@ -53,6 +61,7 @@ LOCAL_STORE_DIRECTORY = "local-storage"
 """Where indices and claims live when there is no `[remote_storage]` (standalone.md 2)."""
 EXIT_START_FAILED = 1
 EXIT_IMMEDIATE = 111
+_BACKLOG = 2048
 _STAGE_WARN_SECONDS = 5.0
 _DELETION_FLUSH_SECONDS = 5.0
 
@@ -61,20 +70,24 @@ def run(config: ServerConfig, *, version: str) -> int:
     """Run the server until it is told to stop. Returns the exit code (http-api.md 10.3)."""
     os.chdir(config.workdir)
     events = EventCounts()
-    log = configure_logging(config.settings.log_format, events=events)
+    log = configure_logging(config.settings.log_format, level=level_of(os.environ.get("RUST_LOG")), events=events)
     for item in config.ignored_items:
         log.warning("ignoring unknown configuration item", path=item)
     launched_at = datetime.now(UTC)
     process = ProcessMetrics(launched_at_millis=round(launched_at.timestamp() * 1000), events=events)
     launch_timestamp = f"{launched_at:%Y-%m-%d %H:%M:%S.%f}000 UTC"
-    log.info("starting", version=version, launch_timestamp=launch_timestamp, workdir=str(config.workdir))
+    build = BuildInfo.find()
+    log.info(
+        f"version: {version} launch_timestamp: {launch_timestamp} build_tag: {build.build_tag}",
+        workdir=str(config.workdir),
+    )
     try:
         check_supported(config)
         failpoints = open_failpoints(config, os.environ, log)
         with pid_file(config.workdir / "pageserver.pid"):
             prepare_workdir(config)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_Server(config, version, launch_timestamp, failpoints, log, process).run())
+                runner.run(_Server(config, build, launch_timestamp, failpoints, log, process).run())
     except (PageServerError, InvalidSettingError, OSError) as error:
         log.critical("cannot start", error=str(error))
         return EXIT_START_FAILED
@@ -109,7 +122,7 @@ def open_failpoints(config: ServerConfig, environment: Mapping[str, str], log: A
             raise InvalidSettingError("FAILPOINTS: failpoints are off; HINT: testing_apis = true switches them on")
         return Failpoints.off()
     failpoints = Failpoints(log)
-    log.warning("testing_apis is on: whoever reaches the management API can make this server fail")
+    log.info("testing_apis is on: whoever reaches the management API can make this server fail")
     try:
         for name, actions in parse_environment(configured):
             failpoints.configure(name, actions)
@@ -164,8 +177,8 @@ def open_storage(config: ServerConfig, clock: Clock, log: Any) -> tuple[Retrying
 
 
 def bind(address: str) -> socket.socket:
-    """Bind a listening address `host:port` early, so that conflicts show before anything else happens. Raises
-    OSError.
+    """Bind a listening address `host:port` early, so that conflicts show before anything else happens. Clients that
+    connect wait until the server is ready to answer. Raises OSError.
     """
     host, _, port = address.rpartition(":")
     family, kind, protocol, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
@@ -173,6 +186,7 @@ def bind(address: str) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(target)
+        bound.listen(_BACKLOG)
     except BaseException:
         bound.close()
         raise
@@ -185,7 +199,7 @@ class _Server:
     def __init__(
         self,
         config: ServerConfig,
-        version: str,
+        build: BuildInfo,
         launch_timestamp: str,
         failpoints: Failpoints,
         log: Any,
@@ -193,7 +207,7 @@ class _Server:
     ) -> None:
         self._process = process
         self._config = config
-        self._version = version
+        self._build = build
         self._launch_timestamp = launch_timestamp
         self._log = log
         self._failpoints = failpoints
@@ -272,15 +286,11 @@ class _Server:
         manager = TenantManager(resources)
         if client is None:
             in_bucket.on_stale = manager.demote
-        context = ApiContext(
-            config=config,
-            manager=manager,
-            clock=clock,
-            launch_timestamp=self._launch_timestamp,
-            metrics=lambda: render_metrics(
+        scrapes = Scrapes(
+            lambda: render_metrics(
                 manager,
                 config.ignored_items,
-                self._version,
+                self._build,
                 settings=settings,
                 store=storage.stats,
                 redo=engine.redo_counts(),
@@ -289,6 +299,17 @@ class _Server:
                 process=self._process,
                 startup=startup,
             ),
+            collects_each_time=settings.force_metric_collection_on_scrape,
+            counts=self._process.scrapes,
+            clock=clock,
+            log=self._log,
+        )
+        context = ApiContext(
+            config=config,
+            manager=manager,
+            clock=clock,
+            launch_timestamp=self._launch_timestamp,
+            scrapes=scrapes,
             log=self._log,
             failpoints=self._failpoints,
         )
@@ -305,7 +326,8 @@ class _Server:
                 startup.ready()
                 self._install_signals()
                 self._log.info("ready", http=settings.listen_http_addr, pg=settings.listen_pg_addr)
-                await self._stop.wait()
+                async with _running(scrapes.run(), name="metrics collection"):
+                    await self._stop.wait()
                 await self._stop_gracefully(manager, pages, deletions)
         finally:
             await deletions.close()
@@ -415,6 +437,17 @@ class _Server:
     def _stop_immediately(self) -> None:
         self._log.info("Got signal SIGQUIT. Terminating in immediate shutdown mode.")
         os._exit(EXIT_IMMEDIATE)
+
+
+@contextlib.asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
+    """Have something run beside the block, and end with it."""
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 class _HttpServer(uvicorn.Server):

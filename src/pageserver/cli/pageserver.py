@@ -9,15 +9,16 @@ from pathlib import Path
 import click
 
 from pageserver.cli.program import Program
-from pageserver.config import InvalidSettingError, init_workdir, read_config
+from pageserver.config import BuildInfo, InvalidSettingError, init_workdir, read_config
 
 
 def version_text() -> str:
+    """Return what Neon's server prints, with the number of the release behind it."""
     try:
         number = version("pageserver")
     except PackageNotFoundError:
         number = "unknown"
-    return f'{number} failpoints: true, features: ["testing"]'
+    return f'{BuildInfo.find().revision} failpoints: true, features: ["testing"], release: {number}'
 
 
 @click.command(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})

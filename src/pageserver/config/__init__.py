@@ -3,6 +3,7 @@
 This room reads files and never acts on what they say. Components (clocks, stores, sockets) are made elsewhere.
 """
 
+from pageserver.config.build import BuildInfo
 from pageserver.config.durations import Duration
 from pageserver.config.load import init_workdir, parse_override, parse_settings, read_config
 from pageserver.config.memory import client_page_cache_bytes, open_layer_memory_bytes
@@ -11,6 +12,7 @@ from pageserver.config.tenant import RepositoryKind, TenantOverrides, TenantSett
 from pageserver.config.validation import InvalidSettingError
 
 __all__ = [
+    "BuildInfo",
     "Duration",
     "InvalidSettingError",
     "RemoteStorage",

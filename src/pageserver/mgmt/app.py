@@ -8,18 +8,23 @@ Differences to the framework's habits: one trailing slash is ignored instead of 
 from __future__ import annotations
 
 import uuid
+from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pageserver.errors import InternalError, PageServerError, UnavailableError
-from pageserver.mgmt.context import ApiContext, context_of
+from pageserver.mgmt.context import ApiContext
 from pageserver.mgmt.errors import ApiError, to_api_error
 from pageserver.mgmt.openapi import build_document
 from pageserver.mgmt.routes import ROUTERS, built_routes
+
+_LOG = "pageserver.log"
+"""In the scope: the logger whose lines belong to the request."""
 
 
 def create_app(context: ApiContext) -> FastAPI:
@@ -50,10 +55,11 @@ class _Surface:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"]
-        if len(path) > 1 and path.endswith("/"):
-            scope = {**scope, "path": path[:-1], "raw_path": scope.get("raw_path", b"")}
+        path, method = scope["path"], scope["method"]
         request_id = _header(scope, b"x-request-id") or str(uuid.uuid4())
+        span = {"method": method, "path": path, "request_id": request_id}
+        log = self._context.log.bind(spans=[("request", span)])
+        scope = {**scope, "path": path[:-1] if len(path) > 1 and path.endswith("/") else path, _LOG: log}
         status = 500
         started = False
 
@@ -68,30 +74,31 @@ class _Surface:
                 ]
             await send(message)
 
+        if method != "GET":
+            log.info("Handling request")
         try:
             await self._reach_failpoints(path)
             await self._app(scope, receive, send_with_headers)
         except BaseException as error:
             if not isinstance(error, Exception) and not _is_panic(error):
                 raise
-            answer = to_api_error(error)
+            if isinstance(error, ClientDisconnect):
+                log.info("request was dropped before completing")
+                return
             if started:
-                self._context.log.error("response broke off", path=path, error=str(error), exc_info=error)
+                log.error("response broke off", error=str(error), exc_info=error)
                 raise
-            if answer.status == 500:
-                self._context.log.error("request failed", path=path, request_id=request_id, exc_info=error)
+            answer = to_api_error(error)
+            _report(log, answer, error)
             await JSONResponse(answer.body, answer.status)(scope, receive, send_with_headers)
-        self._log_request(scope["method"], path, request_id, status)
+        tell = log.debug if method == "GET" and status < 400 else log.info
+        tell(f"Request handled, status: {_status_text(status)}")
 
     async def _reach_failpoints(self, path: str) -> None:
         """Fail, if a test asked for it, whatever the route; but let the test take that back."""
         if path.rstrip("/") != "/v1/failpoints":
             await self._context.failpoints.fail("api-503", text="failpoint", error=UnavailableError)
             await self._context.failpoints.fail("api-500", text="failpoint", error=InternalError)
-
-    def _log_request(self, method: str, path: str, request_id: str, status: int) -> None:
-        log = self._context.log.debug if method == "GET" and status < 400 else self._context.log.info
-        log("Request handled", method=method, path=path, request_id=request_id, status=status)
 
 
 async def _answer_framework_error(request: Request, error: Exception) -> JSONResponse:
@@ -104,9 +111,23 @@ async def _answer_framework_error(request: Request, error: Exception) -> JSONRes
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     answer = to_api_error(error)
-    if answer.status == 500:
-        context_of(request).log.error("request failed", path=request.url.path, error=str(error))
+    _report(request.scope[_LOG], answer, None)
     return JSONResponse(answer.body, answer.status)
+
+
+def _report(log: Any, answer: ApiError, unexpected: BaseException | None) -> None:
+    """Say once what was wrong: at error only what is wrong here, at warn refused callers, else at info."""
+    tell = {500: log.error, 401: log.warning, 403: log.warning}.get(answer.status, log.info)
+    kind = "Bad request: " if answer.status == 400 else ""
+    more = {"exc_info": unexpected} if unexpected is not None and answer.status == 500 else {}
+    tell(f"Error processing HTTP request: {kind}{answer.message}", **more)
+
+
+def _status_text(status: int) -> str:
+    try:
+        return f"{status} {HTTPStatus(status).phrase}"
+    except ValueError:
+        return str(status)
 
 
 def _is_panic(error: BaseException) -> bool:

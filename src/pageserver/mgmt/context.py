@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.requests import Request
 
@@ -16,17 +15,22 @@ from pageserver.tenant import TenantManager
 ACTIVE_WAIT_SECONDS = 5.0
 
 
+class Scrapes(Protocol):
+    """What the room of metrics offers."""
+
+    async def answer(self, *, use_latest: bool) -> bytes:
+        """Return the text of one answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class ApiContext:
-    """What handlers work with. `metrics` renders the text of `/metrics`; `extras` are what other rooms' routes need, by
-    name.
-    """
+    """What handlers work with. `scrapes` answers `/metrics`; `extras` are what other rooms' routes need, by name."""
 
     config: ServerConfig
     manager: TenantManager
     clock: Clock
     launch_timestamp: str
-    metrics: Callable[[], bytes]
+    scrapes: Scrapes
     log: Any
     failpoints: Failpoints = field(default_factory=Failpoints.off)
     extras: dict[str, Any] = field(default_factory=dict)

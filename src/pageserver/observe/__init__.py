@@ -3,9 +3,19 @@
 Log lines are an event and fields; metrics keep the names of metrics.md, also where those lack `_total`.
 """
 
-from pageserver.observe.logging import configure_logging
+from pageserver.observe.logging import configure_logging, level_of
 from pageserver.observe.metrics import render_metrics
-from pageserver.observe.process_metrics import EventCounts, ProcessMetrics
+from pageserver.observe.process_metrics import EventCounts, ProcessMetrics, ScrapeCounts
+from pageserver.observe.scrape import Scrapes
 from pageserver.observe.startup import StartupTimes
 
-__all__ = ["EventCounts", "ProcessMetrics", "StartupTimes", "configure_logging", "render_metrics"]
+__all__ = [
+    "EventCounts",
+    "ProcessMetrics",
+    "ScrapeCounts",
+    "Scrapes",
+    "StartupTimes",
+    "configure_logging",
+    "level_of",
+    "render_metrics",
+]

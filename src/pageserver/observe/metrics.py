@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pageserver.config import ServerSettings
+from pageserver.config import BuildInfo, ServerSettings
 from pageserver.observe.exposition import Exposition
 from pageserver.observe.page_service_metrics import collect_page_service, collect_pipelining
 from pageserver.observe.process_metrics import ProcessMetrics
@@ -26,7 +26,7 @@ _BLOCK_BYTES = 8192
 def render_metrics(
     manager: TenantManager,
     ignored_items: Sequence[str],
-    version: str,
+    build: BuildInfo,
     *,
     settings: ServerSettings | None = None,
     store: RequestStats | None = None,
@@ -39,7 +39,9 @@ def render_metrics(
     """Return the exposition text. May be called in any thread. ``redo`` and ``caches`` are what `CoreEngine` says."""
     exposition = Exposition()
     exposition.gauge(
-        "libmetrics_build_info", "Build/version information", [({"revision": version, "build_tag": ""}, 1)]
+        "libmetrics_build_info",
+        "Build/version information",
+        [({"revision": build.revision, "build_tag": build.build_tag}, 1)],
     )
     exposition.gauge(
         "pageserver_config_ignored_items",

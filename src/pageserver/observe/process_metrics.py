@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +34,33 @@ class EventCounts:
         return event
 
 
+@dataclass(slots=True)
+class ScrapeCounts:
+    """Requests for metrics, and how old the metrics were that the last one got."""
+
+    requests: int = 0
+    stale_millis: int = 0
+
+
 class ProcessMetrics:
     """Of one process; made at its start."""
 
     def __init__(self, *, launched_at_millis: int, events: EventCounts) -> None:
+        self.scrapes = ScrapeCounts()
         self._launched_at_millis = launched_at_millis
         self._events = events
         self._process = ProcessCollector(registry=CollectorRegistry())
-        self._requests = 0
 
     def collect(self, exposition: Exposition) -> None:
-        """Add all families. Called once for each answer, which is counted."""
-        self._requests += 1
-        exposition.counter("libmetrics_metric_handler_requests_total", "Number of metric requests made", self._requests)
+        """Add all families."""
+        exposition.counter(
+            "libmetrics_metric_handler_requests_total", "Number of metric requests made", self.scrapes.requests
+        )
+        exposition.gauge(
+            "metrics_metrics_stale_milliseconds",
+            "The age of the metrics that the previous request was answered with",
+            self.scrapes.stale_millis,
+        )
         exposition.gauge(
             "libmetrics_launch_timestamp", "Timestamp (ms) at which the process was launched", self._launched_at_millis
         )

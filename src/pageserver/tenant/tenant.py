@@ -410,6 +410,7 @@ class Tenant:
                 await self._load()
         await failpoints.sleep("attach-before-activate-sleep")
         await failpoints.fail("attach-before-activate")
+        self._log.info("attach finished, activating")
         self._become(TenantState(TenantStatus.ACTIVATING))
         for timeline in self.open_timelines():
             self._run(timeline)

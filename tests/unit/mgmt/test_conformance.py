@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from pageserver.failpoints import Failpoints
 from pageserver.tenant.state import TenantState, TenantStatus
@@ -108,3 +109,39 @@ async def test_a_body_of_a_get_is_ignored(api: Api) -> None:
     response = await api.client.request("GET", "/v1/status", content=b"null")
     assert response.json() == vector("status.json")
     assert (await api.client.request("GET", "/v1/tenant", content=b"{broken")).status_code == 200
+
+
+async def test_metrics_have_the_content_type_and_flag_of_the_specification(api: Api) -> None:
+    """metrics.md 1, 7: no character set; `use_latest` is `true` or `false`."""
+    for query, expected in (("", 200), ("?use_latest=true", 200), ("?use_latest=false", 200), ("?use_latest=1", 400)):
+        response = await api.client.get(f"/metrics{query}")
+        assert response.status_code == expected
+        if expected == 200:
+            assert response.headers["content-type"] == "text/plain; version=0.0.4"
+
+
+async def test_requests_and_errors_are_logged_in_neons_words(api: Api) -> None:
+    """2: the words that Neon's tests wait for; expected rejections are no warnings."""
+    with capture_logs() as logs:
+        await api.ask("GET", "/v1/status")
+        await api.ask("PUT", f"{T}/location_config", ATTACH, headers={"x-request-id": "42"})
+        await api.ask("GET", f"/v1/tenant/{'9' * 32}")
+        await api.ask("PUT", "/v1/tenant/config")
+        await api.ask("POST", f"/v1/tenant/{'9' * 32}/reset")
+    lines = [(line["log_level"], line["event"], line["spans"][0][1]) for line in logs if "spans" in line]
+    put = {"method": "PUT", "path": f"{T}/location_config", "request_id": "42"}
+    assert lines[:3] == [
+        ("debug", "Request handled, status: 200 OK", lines[0][2]),
+        ("info", "Handling request", put),
+        ("info", "Request handled, status: 200 OK", put),
+    ]
+    assert [line[:2] for line in lines[3:]] == [
+        ("info", f"Error processing HTTP request: NotFound: tenant {'9' * 32}"),
+        ("info", "Request handled, status: 404 Not Found"),
+        ("info", "Handling request"),
+        ("info", 'Error processing HTTP request: Bad request: "missing request body"'),
+        ("info", "Request handled, status: 400 Bad Request"),
+        ("info", "Handling request"),
+        ("error", "Error processing HTTP request: Tenant not found when trying to reset"),
+        ("info", "Request handled, status: 500 Internal Server Error"),
+    ]

@@ -13,10 +13,10 @@ import pytest
 import structlog
 
 from pageserver.clock import SystemClock
-from pageserver.config import ServerConfig
+from pageserver.config import BuildInfo, ServerConfig
 from pageserver.failpoints import Failpoints
 from pageserver.mgmt import ApiContext, create_app
-from pageserver.observe import render_metrics
+from pageserver.observe import ScrapeCounts, Scrapes, render_metrics
 from pageserver.remote.tenant_manifest import TenantManifest
 from pageserver.tenant.slots import InProgress, MapState
 from tests.unit.world import BRANCH, ROOT, START, TENANT, World, eventually, store_of
@@ -67,7 +67,13 @@ async def serve(
         manager=world.manager,
         clock=SystemClock(),
         launch_timestamp="2026-01-01 00:00:00.000000000 UTC",
-        metrics=lambda: render_metrics(world.manager, config.ignored_items, "test"),
+        scrapes=Scrapes(
+            lambda: render_metrics(world.manager, config.ignored_items, BuildInfo.find()),
+            collects_each_time=config.settings.force_metric_collection_on_scrape,
+            counts=ScrapeCounts(),
+            clock=SystemClock(),
+            log=structlog.get_logger(),
+        ),
         log=structlog.get_logger(),
         failpoints=failpoints,
     )

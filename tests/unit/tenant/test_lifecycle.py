@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from pageserver.config import BuildInfo
 from pageserver.errors import PreconditionFailedError, RequestError
 from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantShardId, TimelineId
@@ -272,14 +273,14 @@ async def test_a_failed_flush_is_told_and_tried_again(tmp_path: Path) -> None:
     assert timeline.durable_lsn == START
     assert timeline.detail().to_json()["ingest_stalled"] == "[Errno 28] No space left on device"
     labels = f'{{shard_id="0000",tenant_id="{TENANT}",timeline_id="{ROOT}"}}'
-    metrics = render_metrics(world.manager, [], "").decode()
+    metrics = render_metrics(world.manager, [], BuildInfo.find()).decode()
     assert f"pageserver_ingest_stalled{labels} 1" in metrics
     assert f"pageserver_flush_failures_total{labels} 1" in metrics
     store.fail_flush = None
     await timeline.freeze_and_flush()
     assert timeline.durable_lsn == START + 0x200
     assert timeline.detail().to_json()["ingest_stalled"] is None
-    assert f"pageserver_ingest_stalled{labels} 0" in render_metrics(world.manager, [], "").decode()
+    assert f"pageserver_ingest_stalled{labels} 0" in render_metrics(world.manager, [], BuildInfo.find()).decode()
     await world.stop()
 
 
