@@ -59,7 +59,9 @@ class LocationConfigBody(BaseModel):
         overrides = TenantOverrides.parse(self.tenant_conf)
         if self.mode == "Detached":
             return LocationRequest(mode=None, generation=None, location=None)
-        identity = ShardIdentity.from_parts(self.shard_number, self.shard_count, self.shard_stripe_size)
+        # Without a count the number means nothing.
+        number = self.shard_number if self.shard_count else 0
+        identity = ShardIdentity.from_parts(number, self.shard_count, self.shard_stripe_size)
         if self.mode == "Secondary":
             if self.generation is not None:
                 raise bad_request("Generation must not be set when in secondary mode")

@@ -159,8 +159,10 @@ async def patch_config(request: Request) -> Response:
 
 @router.post("/v1/tenant/{tenant_shard_id}/wait_lsn")
 async def wait_lsn(request: Request) -> Response:
-    """Wait until timelines have reached LSNs: 200 all, 202 not in time, 404 none of them is here."""
-    tenant = context_of(request).manager.get(tenant_shard_id(request))
+    """Wait until timelines have reached LSNs: 200 all, 202 not in time, 404 none of them is here. While the tenant
+    attaches nobody knows which are.
+    """
+    tenant = await active_tenant(context_of(request), tenant_shard_id(request))
     body = await json_body(request)
     if not isinstance(body, dict):
         raise bad_request("Failed to parse json request: .: expected an object")

@@ -107,7 +107,8 @@ async def delete_timeline(request: Request) -> Response:
 @router.post(ONE + "/preserve_initdb_archive")
 async def preserve_initdb_archive(request: Request) -> Response:
     """Copy the archive of initdb to the name that outlives the timeline."""
-    await context_of(request).manager.get(tenant_shard_id(request)).preserve_initdb(timeline_id(request))
+    tenant = await active_tenant(context_of(request), tenant_shard_id(request))
+    await tenant.preserve_initdb(timeline_id(request))
     return JSONResponse(None)
 
 

@@ -41,7 +41,7 @@ _JITTER = 0.05
 
 
 class HeatmapNotReadyError(UnavailableError):
-    """503: the tenant, or one of its timelines, is not active."""
+    """503: the tenant, or one of its timelines, is not active, or the location is stale."""
 
 
 @dataclass(slots=True)
@@ -126,8 +126,7 @@ class HeatmapUploader:
             return True
 
     async def _upload_if_due(self, tenant: Tenant) -> None:
-        mode = tenant.effective_location().mode
-        if isinstance(mode, Attached) and mode.mode is AttachMode.STALE:
+        if _is_stale(tenant):
             return
         try:
             async with self._permits:
@@ -167,6 +166,8 @@ class HeatmapUploader:
     def _make(self, tenant: Tenant, history: _History) -> Heatmap:
         if tenant.state.status is not TenantStatus.ACTIVE:
             raise HeatmapNotReadyError("tenant is not active", tenant=tenant.shard)
+        if _is_stale(tenant):
+            raise HeatmapNotReadyError("the location is stale: whoever took over says what is used", tenant=tenant.shard)
         period_ms = int(_period(tenant) * 1000)
         assert tenant.generation.number is not None, "an attached tenant has a generation"
         old = {} if history.previous is None else {each.timeline_id: each for each in history.previous.timelines}
@@ -201,6 +202,11 @@ class HeatmapUploader:
         entries += [layer for layer in kept if layer.name not in resident and layer.name in index.layers]
         entries.sort(key=lambda layer: (layer.cold, *rank.get(layer.name, (False, 0))), reverse=True)
         return HeatmapTimeline(timeline.timeline_id, tuple(entries))
+
+
+def _is_stale(tenant: Tenant) -> bool:
+    mode = tenant.effective_location().mode
+    return isinstance(mode, Attached) and mode.mode is AttachMode.STALE
 
 
 def _period(tenant: Tenant) -> float:

@@ -63,12 +63,9 @@ class LocationConfig:
         """Read `config-v1`; any equivalent TOML will do. Raises LocationConfigError."""
         try:
             document = tomllib.loads(text)
-            shard = document.get("shard", {})
             return cls(
                 mode=_decode_mode(document["mode"]),
-                shard=ShardIdentity.from_parts(
-                    shard.get("number", 0), shard.get("count", 0), shard.get("stripe_size", 0)
-                ),
+                shard=_decode_shard(document.get("shard", {})),
                 overrides=TenantOverrides.parse(document.get("tenant_conf", {})),
             )
         except (PageServerError, InvalidSettingError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -116,8 +113,26 @@ class LocationConfig:
 def _decode_mode(table: Mapping[str, Any]) -> Attached | Secondary:
     if "Attached" in table:
         attached = table["Attached"]
-        return Attached(Generation(attached["generation"]), AttachMode(attached["attach_mode"]))
-    return Secondary(warm=bool(table["Secondary"]["warm"]))
+        return Attached(Generation(_whole("generation", attached["generation"])), AttachMode(attached["attach_mode"]))
+    warm = table["Secondary"]["warm"]
+    if not isinstance(warm, bool):
+        raise TypeError(f"warm is no truth value: {warm!r}")
+    return Secondary(warm)
+
+
+def _decode_shard(table: Mapping[str, Any]) -> ShardIdentity:
+    number, count, stripe_size = (_whole(name, table.get(name, 0)) for name in ("number", "count", "stripe_size"))
+    identity = ShardIdentity.from_parts(number, count, stripe_size)
+    if table.get("layout", identity.layout) != identity.layout:
+        raise ValueError(f"unknown shard layout {table['layout']!r}")
+    return identity
+
+
+def _whole(name: str, value: object) -> int:
+    """Return a number that TOML must not give as anything else: `true` and `1.5` would pass comparisons."""
+    if type(value) is not int:
+        raise TypeError(f"{name} is no whole number: {value!r}")
+    return value
 
 
 def _toml_tables(document: Mapping[str, Any]) -> Iterator[str]:

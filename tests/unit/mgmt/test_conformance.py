@@ -81,6 +81,28 @@ async def test_states_are_told_and_decide_the_answers(api: Api) -> None:
     tenant.state = was
 
 
+async def test_nothing_is_missing_while_a_tenant_attaches(tmp_path: Path) -> None:
+    """A 404 says "not here", never "busy" (tenants.md 23.5). Method: an attach that takes its time."""
+    async with serve(tmp_path, failpoints=Failpoints(structlog.get_logger())) as api:
+        await api.follow()
+        api.world.resources.failpoints.configure("before-attaching-tenant", "return(300)")
+        wanted = {str(ROOT): "0/1", "timeout": {"secs": 1, "nanos": 0}}
+        for path, body, status in (
+            (f"{T}/wait_lsn", wanted, 200),
+            (f"{TL}/{ROOT}/preserve_initdb_archive", None, 412),
+        ):
+            assert await api.ask("POST", f"{T}/reset") == (200, None)
+            assert (await api.ask("GET", "/v1/tenant"))[1][0]["state"] == {"slug": "Attaching"}
+            assert (await api.ask("POST", path, body))[0] == status
+
+
+async def test_without_a_shard_count_a_location_is_unsharded(api: Api) -> None:
+    """tenants.md 4.2: count 0 is unsharded, whatever the number; the stripe size stays."""
+    assert (await api.attach(shard_number=3, shard_stripe_size=77))[0] == 200
+    found = (await api.ask("GET", f"/v1/location_config/{TENANT}"))[1]
+    assert [found[f"shard_{name}"] for name in ("number", "count", "stripe_size")] == [0, 0, 77]
+
+
 async def test_effective_settings_are_neons(api: Api) -> None:
     """25: durations as Neon writes them; every key that Neon shows is here with the same default."""
     await api.attach(tenant_conf=vector("tenant_config.json")["tenant_specific_overrides"])

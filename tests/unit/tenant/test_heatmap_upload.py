@@ -75,6 +75,8 @@ async def test_uploads_come_by_themselves_but_never_from_a_stale_location(tmp_pa
     for _ in range(5):
         assert not await is_uploaded()
         await asyncio.sleep(0.01)
+    with pytest.raises(HeatmapNotReadyError, match="stale"):
+        await world.manager.heatmaps.upload(tenant, only_if_changed=False)
     await attach(world, generation=1, tenant_conf={"heatmap_period": "10ms"})
     await eventually(is_uploaded)
     await world.stop()

@@ -52,3 +52,23 @@ def test_secondary_nested_and_unknown_settings_survive() -> None:
 def test_a_damaged_config_is_refused(text: str) -> None:
     with pytest.raises(LocationConfigError):
         LocationConfig.decode(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("generation = 3", "generation = 3.5"),
+        ("generation = 3", "generation = true"),
+        ("generation = 3", "generation = '3'"),
+        ("number = 1", "number = 1.0"),
+        ("stripe_size = 2048", "stripe_size = 1.5"),
+        ("layout = 1", "layout = 255"),
+        ('generation = 3\nattach_mode = "Single"', ""),
+        ('[mode.Attached]\ngeneration = 3\nattach_mode = "Single"', "[mode.Secondary]\nwarm = 'yes'"),
+    ],
+)
+def test_values_of_other_types_are_refused(change: tuple[str, str]) -> None:
+    """Goal: a file that says what cannot be leaves its tenant unloaded, instead of stopping the server later on."""
+    assert change[0] in EXAMPLE
+    with pytest.raises(LocationConfigError):
+        LocationConfig.decode(EXAMPLE.replace(*change))
