@@ -167,7 +167,7 @@ class HeatmapUploader:
         if tenant.state.status is not TenantStatus.ACTIVE:
             raise HeatmapNotReadyError("tenant is not active", tenant=tenant.shard)
         if _is_stale(tenant):
-            raise HeatmapNotReadyError("the location is stale: whoever took over says what is used", tenant=tenant.shard)
+            raise HeatmapNotReadyError("the location is stale: its successor says what is used", tenant=tenant.shard)
         period_ms = int(_period(tenant) * 1000)
         assert tenant.generation.number is not None, "an attached tenant has a generation"
         old = {} if history.previous is None else {each.timeline_id: each for each in history.previous.timelines}

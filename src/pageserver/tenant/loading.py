@@ -1,7 +1,11 @@
 """Finding and opening a tenant's timelines at attach (tenants.md 6.3, 6.4; remote-storage.md 13).
 
 An index is what makes a timeline exist. What cannot be read or opened is Broken alone, together with the branches that
-need it: the rest is served.
+need it: the rest is served. Only what puts the whole attach in doubt breaks the tenant: an index that may be outdated,
+a manifest that does not decode, files in a timeline's directory that nobody of ours wrote, an index that blocks garbage
+collection for no reason.
+
+Whatever ends a load early, a failure or the end of the tenant, closes what it has opened.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from pageserver.remote.tombstones import list_sources
 from pageserver.tenant.opening import TimelineOpener, check_gc_blocking, remove_tree
 from pageserver.tenant.resources import TenantResources
 from pageserver.timeline import Timeline
+from pageserver.timeline.load import UnrecognizedFilesError
 
 _READS_MAX = 32
 _T = TypeVar("_T")
@@ -56,8 +61,8 @@ async def load_timelines(
 ) -> LoadOutcome:
     """Open everything that exists, ancestors first, and remove local directories that nothing names.
 
-    Raises ManifestDecodeError, IndexOutdatedError, and CorruptDataError if an index blocks collection for no reason,
-    which is the whole tenant's (5.6): then the tenant is Broken.
+    Raises ManifestDecodeError, IndexOutdatedError, UnrecognizedFilesError, and CorruptDataError if an index blocks
+    collection for no reason, which is the whole tenant's (5.6): then the tenant is Broken.
     """
     manifest = await insist(keeper.read, resources)
     outcome = LoadOutcome(offloaded=[] if manifest is None else list(manifest.offloaded_timelines))
@@ -68,6 +73,21 @@ async def load_timelines(
     _keep_ancestors(found, outcome, resources)
     for timeline_id, index in found.indices.items():
         check_gc_blocking(timeline_id, index)
+    try:
+        await _open_all(opener, found, outcome)
+        keep = {*found.indices, *outcome.broken, *outcome.importing, *outcome.deleted}
+        await asyncio.to_thread(_purge, paths.timelines_directory(resources.workdir, shard), keep, resources)
+        await opener.keep_only(keep)
+    except BaseException:
+        for timeline in reversed(outcome.loaded):
+            await timeline.close()
+        raise
+    resources.counts.attach_seconds.observe(resources.clock.monotonic_seconds() - preloaded)
+    return outcome
+
+
+async def _open_all(opener: TimelineOpener, found: _Found, outcome: LoadOutcome) -> None:
+    """Open what was found; what fails alone goes to `outcome.broken`."""
     loaded: dict[TimelineId, Timeline] = {}
     for timeline_id in ancestors_first(found.indices, outcome.broken):
         index = found.indices[timeline_id]
@@ -79,6 +99,8 @@ async def load_timelines(
                 found.documents.get(timeline_id),
                 None if ancestor_id is None else loaded[ancestor_id],
             )
+        except UnrecognizedFilesError:
+            raise
         except KeyError:
             outcome.broken[timeline_id] = f"its ancestor {ancestor_id} could not be loaded"
         except (PageServerError, OSError) as error:
@@ -86,11 +108,6 @@ async def load_timelines(
         else:
             loaded[timeline_id] = timeline
             outcome.loaded.append(timeline)
-    keep = {*found.indices, *outcome.broken, *outcome.importing, *outcome.deleted}
-    await asyncio.to_thread(_purge, paths.timelines_directory(resources.workdir, shard), keep, resources)
-    await opener.keep_only(keep)
-    resources.counts.attach_seconds.observe(resources.clock.monotonic_seconds() - preloaded)
-    return outcome
 
 
 def _keep_ancestors(found: _Found, outcome: LoadOutcome, resources: TenantResources) -> None:

@@ -25,6 +25,7 @@ from pageserver.timeline import (
     StoreParameters,
     Timeline,
     TimelineIdentity,
+    TimelineStore,
 )
 from pageserver.timeline.load import list_directory, plan_load, tidy_files
 
@@ -73,7 +74,9 @@ class TimelineOpener:
     async def load(
         self, timeline_id: TimelineId, index: IndexPart, document: SourceDocument | None, ancestor: Timeline | None
     ) -> Timeline:
-        """Open what the index names. Raises CorruptDataError (this timeline cannot be served), UnavailableError."""
+        """Open what the index names. Raises CorruptDataError (this timeline cannot be served), UnavailableError,
+        UnrecognizedFilesError.
+        """
         keeps_layers = self._repository.keeps_layers
         if index.layers and not keeps_layers:
             raise CorruptDataError(
@@ -173,8 +176,7 @@ class TimelineOpener:
         downloads = None
         if self._resources.stores_layers:
             downloads = LayerDownloads(remote, directory, self._resources.downloads)
-        store = await asyncio.to_thread(
-            self._repository.open_timeline,
+        store = await self._open_store(
             StoreParameters(
                 directory=directory,
                 shard=self._shard,
@@ -193,7 +195,7 @@ class TimelineOpener:
                 download=None if downloads is None else downloads.fetch,
                 ancestor_id=metadata.ancestor_timeline,
                 is_new=not loaded,
-            ),
+            )
         )
         timeline = Timeline(
             TimelineIdentity(
@@ -219,6 +221,19 @@ class TimelineOpener:
         )
         timeline.ingest_pause = self._ingest_pause
         return timeline
+
+    async def _open_store(self, parameters: StoreParameters) -> TimelineStore:
+        opening = asyncio.create_task(
+            asyncio.to_thread(self._repository.open_timeline, parameters), name=f"open {parameters.timeline_id}"
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on, and what it opens would be nobody's.
+            await asyncio.wait((opening,))
+            if opening.exception() is None:
+                await asyncio.to_thread(opening.result().shutdown)
+            raise
 
     async def _add_layers(self, timeline: Timeline, index: IndexPart) -> None:
         directory = timeline.directory

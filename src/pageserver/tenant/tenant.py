@@ -181,6 +181,7 @@ class Tenant:
         self._state_changed = asyncio.Event()
         self.changing_config = asyncio.Lock()
         """Held while a changed location is written to disk and takes effect."""
+        self._attaching: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
         self._is_startup = False
         self._constructed_at = resources.clock.monotonic_seconds()
@@ -193,7 +194,9 @@ class Tenant:
         """
         self._is_startup = is_startup
         self._resources.pages.tenant_changed(self)
-        self._tasks.spawn(self._attach(warmup), name=f"attach {self.shard}", on_failure=self._attach_failed)
+        self._attaching = self._tasks.spawn(
+            self._attach(warmup), name=f"attach {self.shard}", on_failure=self._attach_failed
+        )
 
     def hurry(self) -> None:
         """Somebody needs this tenant now: attach without waiting for a turn."""
@@ -227,6 +230,9 @@ class Tenant:
         """
         was_active = self.state.status is TenantStatus.ACTIVE
         self._become(TenantState(TenantStatus.STOPPING))
+        if self._attaching is not None:
+            # An attach that went on would open timelines behind our back.
+            await end_tasks(self._attaching)
         await self._sources.stop_all()
         await asyncio.gather(
             *(self._stop_timeline(timeline, flush=flush and was_active) for timeline in self.open_timelines())
@@ -431,9 +437,10 @@ class Tenant:
         )
         await asyncio.to_thread(self._repository.open)
         outcome = await load_timelines(self._resources, self._opener, self._manifest, self.shard, self.generation)
-        await self.names.load()
-        self.archival.offloaded.update({record.timeline_id: record for record in outcome.offloaded})
+        # From here on they are ours to close.
         self.timelines.update({timeline.timeline_id: timeline for timeline in outcome.loaded})
+        self.archival.offloaded.update({record.timeline_id: record for record in outcome.offloaded})
+        await self.names.load()
         for timeline_id, reason in outcome.broken.items():
             self._log.error("timeline cannot be loaded", timeline=str(timeline_id), reason=reason)
             self.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.BROKEN, reason))
