@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import click
 import httpx
@@ -16,7 +16,8 @@ from pageserver.errors import PageServerError
 from pageserver.ids import TenantShardId, TimelineId
 
 DEFAULT_URL = "http://127.0.0.1:9898"
-_TIMEOUT = httpx.Timeout(30.0, read=600.0)
+_CONNECT_SECONDS = 30.0
+_TIMEOUT = httpx.Timeout(_CONNECT_SECONDS, read=600.0)
 
 
 class ApiRefusal(click.ClickException):
@@ -36,33 +37,37 @@ class ApiClient:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self.url, timeout=_TIMEOUT)
+        try:
+            self._client = httpx.Client(base_url=self.url, timeout=_TIMEOUT)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise click.UsageError(f"{url!r} is not a URL: {error}") from error
 
     def close(self) -> None:
         self._client.close()
 
     def get(self, path: str, **params: Any) -> Any:
-        return self._ask("GET", path, params=_given(params)).json()
+        return self._json(self._ask("GET", path, params=_given(params)))
 
     def get_bytes(self, path: str, **params: Any) -> httpx.Response:
         """Fetch a body as it is."""
         return self._ask("GET", path, params=_given(params), headers={"accept": "application/octet-stream"})
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._ask("POST", path, json=body).json()
+        return self._json(self._ask("POST", path, json=body))
 
-    def post_status(self, path: str, body: Mapping[str, Any]) -> int:
-        """Post where the status of success is the answer."""
-        return self._ask("POST", path, json=body).status_code
+    def post_status(self, path: str, body: Mapping[str, Any], *, lasts_seconds: float) -> int:
+        """Post where the status of success is the answer, which may take so long."""
+        patience = httpx.Timeout(_CONNECT_SECONDS, read=lasts_seconds + _CONNECT_SECONDS)
+        return self._ask("POST", path, json=body, timeout=patience).status_code
 
     def patch(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._ask("PATCH", path, json=body).json()
+        return self._json(self._ask("PATCH", path, json=body))
 
     def put(self, path: str, body: Any = None, **params: Any) -> Any:
-        return self._ask("PUT", path, json=body, params=_given(params)).json()
+        return self._json(self._ask("PUT", path, json=body, params=_given(params)))
 
     def delete(self, path: str) -> Any:
-        return self._ask("DELETE", path).json()
+        return self._json(self._ask("DELETE", path))
 
     def change(self, method: str, path: str) -> bool:
         """Have something done; False if it was so already (304)."""
@@ -71,6 +76,7 @@ class ApiClient:
     @contextmanager
     def stream(self, path: str, **params: Any) -> Iterator[httpx.Response]:
         """Fetch a large body piece by piece. Raises ApiRefusal."""
+        check_path(path)
         try:
             with self._client.stream("GET", path, params=_given(params)) as response:
                 if response.is_error:
@@ -81,6 +87,7 @@ class ApiClient:
             raise self._unreachable(error) from error
 
     def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        check_path(path)
         try:
             response = self._client.request(method, path, **more)
         except httpx.TransportError as error:
@@ -88,6 +95,15 @@ class ApiClient:
         if response.is_error:
             raise _refusal(response)
         return response
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except ValueError as error:
+            raise Unreachable(
+                f"{self.url} answers, but not as a page server does ({response.status_code}, no JSON); "
+                "HINT: --url names its management API"
+            ) from error
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
         return Unreachable(f"no answer from {self.url}: {error}; HINT: is the page server running? (--url)")
@@ -100,6 +116,11 @@ class Session:
     client: ApiClient
     as_json: bool
     console: Console
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether somebody looks: bars and spinners are for terminals only."""
+        return not self.as_json and self.console.is_terminal
 
     def resolve_tenant(self, given: str | None) -> TenantShardId:
         """Return the tenant that is meant: the given one, else the only one that exists."""
@@ -124,7 +145,18 @@ class Session:
         except PageServerError:
             if not timeline or "/" in timeline:
                 raise click.UsageError(f"{timeline!r} is neither an id nor a name of a timeline") from None
-        return TimelineId.parse(self.client.get(f"/v1/tenant/{shard}/name/{quote(timeline)}")["timeline_id"])
+        return TimelineId.parse(self.client.get(f"/v1/tenant/{shard}/name/{quote(timeline, safe='')}")["timeline_id"])
+
+
+def check_path(path: str) -> None:
+    """Refuse what would be another path than it looks like: clients resolve the segments `.` and `..`, so that a
+    request for `/v1/tenant/T/name/..` asks for `/v1/tenant/T`, and deletes the tenant instead of a name.
+
+    Raises UsageError.
+    """
+    for segment in path.split("/")[1:]:
+        if unquote(segment) in ("", ".", ".."):
+            raise click.UsageError(f"{unquote(segment)!r} cannot be the name of anything")
 
 
 def parse_tenant(text: str) -> TenantShardId:

@@ -27,7 +27,7 @@ def watch_import(session: Session, path: str, what: str, is_done: Callable[[dict
         TransferSpeedColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
+    with Progress(*columns, console=session.console, disable=not session.shows_progress, transient=True) as bar:
         task = bar.add_task("connecting", total=None)
         while True:
             info = _get_patiently(session, path)

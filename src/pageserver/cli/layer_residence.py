@@ -122,7 +122,7 @@ def _download_all(session: Session, path: str, concurrency: int) -> dict[str, An
             raise
         status = session.client.get(path)
     columns = (TextColumn("downloading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
+    with Progress(*columns, console=session.console, disable=not session.shows_progress, transient=True) as bar:
         task = bar.add_task("layers", total=status["total_layer_count"])
         while status["state"] == "Running":
             time.sleep(_POLL_SECONDS)

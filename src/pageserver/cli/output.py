@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+from rich.console import Console
 from rich.table import Table
 
 from pageserver.cli.client import Session
+
+_PIPE_WIDTH = 240
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +27,15 @@ def timeline_option(command: F) -> F:
     return click.option("--timeline", required=True, help="Id or name of a timeline.")(command)
 
 
+def make_console() -> Console:
+    """Return the terminal. What is printed is data: `[remote_storage]` in a message is no markup, `:1:` no picture.
+
+    Into a pipe or a file, rows are not folded to the 80 columns of a terminal that is not there.
+    """
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(width=width, markup=False, emoji=False)
+
+
 def show(session: Session, data: Any, table: Callable[[], Table], *, heading: str | None = None) -> None:
     """Print `data` as JSON, or the table for people, under a heading that may be wider than the table."""
     if session.as_json:
@@ -33,8 +46,8 @@ def show(session: Session, data: Any, table: Callable[[], Table], *, heading: st
         session.console.print(table())
 
 
-def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

@@ -32,7 +32,7 @@ def page() -> None:
 @timeline_option
 @click.option("--lsn", help="As it was here; left out, at the newest record.")
 @click.option("--rel", help="Relation: SPACE/DATABASE/NUMBER, with _fsm, _vm or _init for other forks.")
-@click.option("--block", type=click.IntRange(min=0), default=0, show_default=True, help="Block of the relation.")
+@click.option("--block", type=click.IntRange(0, 2**32 - 2), default=0, show_default=True, help="Block of the relation.")
 @click.option("--key", help="Instead of a relation: any key, 36 hexadecimal digits.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the bytes to a file.")
 @click.pass_obj

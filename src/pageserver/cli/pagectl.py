@@ -5,12 +5,11 @@ commands.
 from __future__ import annotations
 
 import importlib
-import sys
 
 import click
-from rich.console import Console
 
 from pageserver.cli.client import DEFAULT_URL, ApiClient, Session
+from pageserver.cli.output import make_console
 from pageserver.cli.program import ProgramGroup
 
 COMMAND_MODULES = (
@@ -32,8 +31,6 @@ COMMAND_MODULES = (
 )
 """Modules of `pageserver.cli`; each has `register(group)`, which adds its commands."""
 
-_PIPE_WIDTH = 240
-
 
 @click.group(cls=ProgramGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--url", envvar="PAGESERVER_URL", default=DEFAULT_URL, show_default=True, help="The server's HTTP API.")
@@ -43,9 +40,7 @@ def main(context: click.Context, url: str, as_json: bool) -> None:
     """Look at and steer a page server."""
     client = ApiClient(url)
     context.call_on_close(client.close)
-    # Into a pipe or a file, rows are not folded to the 80 columns of a terminal that is not there.
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
-    context.obj = Session(client=client, as_json=as_json, console=console)
+    context.obj = Session(client=client, as_json=as_json, console=make_console())
 
 
 def take_json_anywhere(group: click.Group) -> None:

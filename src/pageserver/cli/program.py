@@ -8,10 +8,14 @@ program has nothing left to do then but to write out what it printed, so it does
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
+
+from pageserver.errors import PageServerError
 
 
 class Program(click.Command):
@@ -26,7 +30,28 @@ class Program(click.Command):
 
 
 class ProgramGroup(Program, click.Group):
-    """The same for a group of commands."""
+    """The same for a group of commands. What stops it leaves nothing half done behind, and errors are told in a line.
+
+    SIGTERM and SIGHUP unwind the stack as an error does, so that what a command began is removed, and end the process
+    with 128 and the signal's number.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _unwind)
+        super().__call__(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (PageServerError, OSError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+def _unwind(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def end_process(code: object) -> NoReturn:

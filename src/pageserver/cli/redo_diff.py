@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from pageserver.cli.client import Session
 from pageserver.cli.output import make_table, show
 from pageserver.cli.page_dump import print_side_by_side
+from pageserver.cli.working import working
 from pageserver.errors import PageServerError
 from pageserver.keyspace.key import RelTag
 from pageserver.lsn import Lsn
@@ -94,15 +95,13 @@ def redo_diff(
 
 def _record(session: Session, conninfo: str, folder: Path, seconds: float, end_lsn: str | None) -> Log:
     end = None if end_lsn is None else Lsn.parse(end_lsn)
-    with session.console.status(f"recording the primary's WAL for {seconds:g} s") as status:
-        if session.as_json:
-            status.stop()
+    with working(session, f"recording the primary's WAL for {seconds:g} s"):
         return record_log(conninfo, folder, seconds=seconds, end=end)
 
 
 def _with_progress(session: Session, log: Log, work: Callable[[Callable[[Lsn, str], None]], Proof]) -> Proof:
     columns = (SpinnerColumn(), TextColumn("{task.description} {task.fields[at]}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
+    with Progress(*columns, console=session.console, disable=not session.shows_progress, transient=True) as bar:
         task = bar.add_task("replaying", total=log.end - log.start, at=str(log.start))
         return work(lambda at, doing: bar.update(task, completed=at - log.start, description=doing, at=str(at)))
 

@@ -59,6 +59,8 @@ def restore_command(
 ) -> None:
     """Write a data directory from which an unmodified PostgreSQL starts."""
     session.as_json = session.as_json or as_json
+    if os.geteuid() == 0:
+        _check_user(user)
     path = session.timeline_path(tenant, timeline)
     at = _choose_lsn(session, path, lsn, moment)
     manifest = session.client.get(f"{path}/data_directory", lsn=str(at), parts=PARTS, tli=tli)
@@ -107,6 +109,14 @@ def _choose_lsn(session: Session, path: str, lsn: str | None, moment: str | None
         raise click.UsageError(str(error)) from error
 
 
+def _check_user(user: str) -> None:
+    """Refuse a user whom nothing can be given to, before anything is made."""
+    try:
+        pwd.getpwnam(user)
+    except KeyError as error:
+        raise click.UsageError(f"there is no user {user!r} here; --run-as names who owns what is restored") from error
+
+
 def _parse_mappings(mappings: tuple[str, ...]) -> dict[str, Path]:
     parsed = {}
     for mapping in mappings:
@@ -119,7 +129,7 @@ def _parse_mappings(mappings: tuple[str, ...]) -> dict[str, Path]:
 
 def _download(session: Session, base: str, manifest: dict[str, Any], target: Target, tli: int | None) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
+    with Progress(*columns, console=session.console, disable=not session.shows_progress, transient=True) as bar:
         task = bar.add_task(f"restoring {manifest['lsn']}", total=manifest["size_bytes"])
 
         @contextmanager

@@ -10,6 +10,7 @@ before step 5 removes what was made. Source: spec stock.md 3.4, 3.5.
 import os
 import shutil
 import tarfile
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -74,9 +75,21 @@ def restore(
             link = staging / "pg_tblspc" / str(tablespace.oid)
             link.parent.mkdir(exist_ok=True, mode=0o700)
             link.symlink_to(homes[tablespace.oid].final)
+        given_up = threading.Event()
+
+        def take(count: int) -> None:
+            if given_up.is_set():
+                raise CorruptDataError("the restore was given up")
+            on_bytes(count)
+
         with ThreadPoolExecutor(max_workers=parts, thread_name_prefix="restore") as pool:
-            for done in [pool.submit(_extract, open_part, i, staging, homes, on_bytes) for i in range(parts)]:
-                done.result()
+            extracting = [pool.submit(_extract, open_part, i, staging, homes, take) for i in range(parts)]
+            try:
+                for done in extracting:
+                    done.result()
+            except BaseException:
+                given_up.set()  # or the other parts would be written to their end first
+                raise
         _fsync_tree(staging)
         for home in homes.values():
             _fsync_tree(home.staging)

@@ -110,7 +110,7 @@ async def _run(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Bar(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
+    with Bar(*columns, console=session.console, disable=not session.shows_progress, transient=True) as bar:
         task = bar.add_task("listing tenants", total=None)
 
         def show_progress(progress: Progress) -> None:

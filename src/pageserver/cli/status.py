@@ -38,5 +38,6 @@ def status(session: Session) -> None:
     show(
         session,
         {**server, "url": session.client.url, "tenants": tenants, "timelines": timelines},
-        lambda: make_table(("tenant", "timeline", "pg", "state", "last record", "durable"), rows, title=title),
+        lambda: make_table(("tenant", "timeline", "pg", "state", "last record", "durable"), rows),
+        heading=title,
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from contextlib import nullcontext
 from typing import Any
 
 import click
 from rich.table import Table
 
-from pageserver.cli.client import Session, parse_tenant
+from pageserver.cli.client import ApiRefusal, Session, Unreachable, parse_tenant
 from pageserver.cli.output import make_table, show, size_text
+from pageserver.cli.working import working
 from pageserver.clock import SystemClock
 from pageserver.ids import TenantId
 
@@ -95,8 +95,11 @@ def time_travel(session: Session, tenant_id: str, travel_to: str, done_if_after:
     begun = done_if_after or SystemClock().now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     path = f"/v1/tenant/{parse_tenant(tenant_id)}/time_travel_remote_storage"
     text = f"travelling to {travel_to}; if this breaks off, repeat it with --done-if-after {begun}"
-    with session.console.status(text) if not session.as_json else nullcontext():
-        session.client.put(path, travel_to=travel_to, done_if_after=begun)
+    with working(session, text):
+        try:
+            session.client.put(path, travel_to=travel_to, done_if_after=begun)
+        except (ApiRefusal, Unreachable) as error:
+            raise click.ClickException(f"{error.message}; to repeat it: --done-if-after {begun}") from error
     answer = {"travel_to": travel_to, "done_if_after": begun}
     show(
         session,

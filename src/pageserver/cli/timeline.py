@@ -161,7 +161,8 @@ def branch(
     }
     if read_only:
         body["read_only"] = True
-    info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
+    with working(session, "branching; a branch at an lsn waits until the ancestor has it"):
+        info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
     show(session, info, lambda: _detail_table(info))
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import math
 
 import click
 
 from pageserver.cli.client import Session
+from pageserver.cli.moments import parse_moment
 from pageserver.cli.output import make_table, show, tenant_option
 from pageserver.cli.working import working
 from pageserver.errors import PageServerError
 from pageserver.lsn import Lsn
+
+_TIMEOUT_SECONDS_MAX = 86400.0
 
 
 def parse_lsn(text: str) -> Lsn:
@@ -44,17 +47,22 @@ def checkpoint(session: Session, tenant: str | None, timeline_id: str) -> None:
 
 @click.command(name="wait-lsn")
 @tenant_option
-@click.option("--timeout", "timeout_seconds", type=click.FloatRange(min=0), default=60.0, show_default=True)
+@click.option(
+    "--timeout", "timeout_seconds", type=click.FloatRange(0, _TIMEOUT_SECONDS_MAX), default=60.0, show_default=True
+)
 @click.argument("timeline_id")
 @click.argument("lsn", type=parse_lsn)
 @click.pass_obj
 def wait_lsn(session: Session, tenant: str | None, timeout_seconds: float, timeline_id: str, lsn: Lsn) -> None:
     """Wait until a timeline has ingested an LSN; fails if that takes longer than the time-out."""
+    if math.isnan(timeout_seconds):
+        raise click.BadParameter("it is not a number", param_hint="--timeout")
     shard = session.resolve_tenant(tenant)
     wanted = str(session.resolve_timeline(shard, timeline_id))
     timeout = {"secs": int(timeout_seconds), "nanos": int(timeout_seconds % 1 * 10**9)}
     with working(session, f"waiting for {lsn}"):
-        reached = session.client.post_status(f"/v1/tenant/{shard}/wait_lsn", {wanted: str(lsn), "timeout": timeout})
+        body = {wanted: str(lsn), "timeout": timeout}
+        reached = session.client.post_status(f"/v1/tenant/{shard}/wait_lsn", body, lasts_seconds=timeout_seconds)
     if reached != 200:
         raise click.ClickException(f"{lsn} was not reached within {timeout_seconds:g} s")
     show(session, {"lsn": str(lsn)}, lambda: make_table(("reached",), [(str(lsn),)]))
@@ -67,10 +75,7 @@ def wait_lsn(session: Session, tenant: str | None, timeout_seconds: float, timel
 @click.pass_obj
 def lsn_at(session: Session, tenant: str | None, timeline_id: str, moment: str) -> None:
     """Tell the LSN of a moment (ISO 8601; without a zone it is local time)."""
-    try:
-        when = datetime.fromisoformat(moment).astimezone(UTC)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    when = parse_moment(moment)
     path = session.timeline_path(tenant, timeline_id)
     found = session.client.get(f"{path}/get_lsn_by_timestamp", timestamp=f"{when:%Y-%m-%dT%H:%M:%S.%f}Z")
     show(session, found, lambda: make_table(("lsn", "kind"), [(found["lsn"], found["kind"])]))

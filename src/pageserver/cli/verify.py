@@ -49,7 +49,7 @@ def _compare(session: Session, base: str, pgdata: Path, lsn: str | None) -> Repo
     comparison = Comparison(pgdata)
     at = lsn or str(comparison.stopped_at)
     columns = (SpinnerColumn(), TextColumn("{task.description}: {task.completed} blocks"), TimeElapsedColumn())
-    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
+    with Progress(*columns, console=session.console, disable=not session.shows_progress, transient=True) as bar:
         task = bar.add_task("comparing", total=None)
 
         def compare_part(part: int) -> None:

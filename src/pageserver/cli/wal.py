@@ -31,10 +31,10 @@ def wal() -> None:
 @click.option("--pg-version", type=click.Choice(["14", "15", "16", "17", "18"]), required=True)
 @click.option("--flavour", type=click.Choice(["stock", "neon"]), default="stock", show_default=True)
 @click.option("--start", help="LSN of a record to begin at; left out, the first one that begins in the file.")
-@click.option("--limit", type=int, help="Show at most this many records.")
+@click.option("--limit", type=click.IntRange(min=1), help="Show at most this many records.")
 @click.pass_obj
 def decode(session: Session, file: Path, pg_version: str, flavour: str, start: str | None, limit: int | None) -> None:
-    """Show the records of a WAL segment file."""
+    """Show the records of a WAL segment file. Exit status 1 if none can be decoded."""
     base = segment_start(file)
     try:
         at = base if start is None else Lsn.parse(start)
@@ -53,6 +53,8 @@ def decode(session: Session, file: Path, pg_version: str, flavour: str, start: s
     show(session, body, lambda: make_table(columns, [_row(record) for record in records]))
     if decoded.error and not session.as_json:
         click.echo(f"decoding ended at {Lsn(decoded.lsn_end)}: {decoded.error}", err=True)
+    if decoded.error and not records:
+        raise SystemExit(1)
 
 
 def segment_start(file: Path) -> Lsn:

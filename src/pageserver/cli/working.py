@@ -14,6 +14,6 @@ from pageserver.cli.client import Session
 def working(session: Session, what: str) -> Iterator[None]:
     """Show people that something goes on that has no measure."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=session.console, disable=session.as_json, transient=True) as bar:
+    with Progress(*columns, console=session.console, disable=not session.shows_progress, transient=True) as bar:
         bar.add_task(what, total=None)
         yield
