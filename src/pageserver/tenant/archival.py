@@ -154,6 +154,22 @@ class Archival:
         """
         await self._own(self._offload(timeline_id), timeline_id)
 
+    def ready_to_offload(self) -> list[TimelineId]:
+        """Return the timelines that `offload` would let go of now, as far as this server knows."""
+        if not self._resources.stores_layers or not self._host.may_delete():
+            return []
+        return [
+            timeline_id
+            for timeline_id, entry in sorted(self._host.timelines.items())
+            if isinstance(entry, Timeline)
+            and entry.state.status is TimelineStatus.ACTIVE
+            and entry.remote.is_durably_archived
+            and not entry.remote.has_pending_work
+            and not self._loaded_children(timeline_id)
+            and not self._host.is_busy(timeline_id)
+            and timeline_id not in self._moving
+        ]
+
     # Steps
 
     async def _archive(self, timeline_id: TimelineId) -> None:

@@ -34,6 +34,7 @@ from pageserver.tenant.limits import TenantLimits
 from pageserver.tenant.loading import load_timelines
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig
 from pageserver.tenant.names import TenantNames
+from pageserver.tenant.offloading import offload_by_and_by
 from pageserver.tenant.opening import TimelineOpener
 from pageserver.tenant.owned import run_owned
 from pageserver.tenant.placeholder import Placeholder, describe
@@ -426,8 +427,17 @@ class Tenant:
         self._note_startup(is_active=True)
         for timeline in self.open_timelines():
             self.start_source(timeline)
+        if self._resources.stores_layers:
+            self._spawn_offloading()
         if self.garbage.removes_versions:
             self._tasks.spawn(self.garbage.run(), name=f"garbage of {self.shard}", on_failure=self.garbage.ended)
+
+    def _spawn_offloading(self) -> None:
+        wanted, clock = self._resources.settings.timeline_offloading, self._resources.clock
+        work = offload_by_and_by(
+            self.archival, settings=self.settings, wanted_by_server=wanted, clock=clock, log=self._log
+        )
+        self.spawn(work, name=f"offloading of {self.shard}")
 
     async def _load(self) -> None:
         check_repository(

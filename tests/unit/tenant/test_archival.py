@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pageserver.config import TenantOverrides
 from pageserver.errors import ConflictError, NotFoundError, PreconditionFailedError, UnavailableError
 from pageserver.ids import TimelineId
 from pageserver.lsn import Lsn
@@ -255,4 +257,45 @@ async def test_a_damaged_index_leaves_the_timeline_offloaded(tmp_path: Path) -> 
     assert BRANCH in tenant.archival.offloaded
     await world.storage.put(key, content)
     await tenant.archival.unarchive(BRANCH)
+    await world.stop()
+
+
+async def test_archived_timelines_leave_by_themselves_children_first(tmp_path: Path) -> None:
+    """Goal: what is archived and ready goes in one of the next rounds, unless nobody wants it (tenants.md 13.2)."""
+    world, tenant = await with_branch(tmp_path)
+
+    async def configure(**settings: object) -> None:
+        overrides = TenantOverrides.parse({"compaction_period": "10ms", **settings})
+        await world.manager.update_config(tenant, replace(tenant.location, overrides=overrides))
+
+    async def are_offloaded() -> bool:
+        return await listed(world, tenant) == [ROOT, BRANCH]
+
+    await configure()
+    await world.manager.reset(TENANT, drop_cache=False)
+    tenant = world.manager.get(TENANT)
+    await tenant.wait_active(5)
+    await tenant.archival.archive(BRANCH)
+    await tenant.archival.archive(ROOT)
+    await eventually(are_offloaded)
+    assert not directory_of(world, BRANCH).exists()
+    assert not directory_of(world, ROOT).exists()
+    assert list(tenant.archival.offloaded) == [BRANCH, ROOT], "children leave first"
+    await tenant.archival.unarchive(ROOT)
+    await asyncio.sleep(0.1)
+    assert tenant.get_timeline(ROOT).last_record_lsn == START + 0x200
+    assert set(tenant.archival.offloaded) == {BRANCH}
+    await world.stop()
+
+
+@pytest.mark.parametrize("off", [{"compaction_period": "0s"}, {"timeline_offloading": False}])
+async def test_offloading_can_be_switched_off(tmp_path: Path, off: dict[str, object]) -> None:
+    """Goal: with a period of 0, or with both settings off, an archived timeline stays."""
+    (tmp_path / "work").mkdir()
+    world = await World.start(tmp_path / "work", bucket=tmp_path / "bucket", timeline_offloading=False)
+    tenant = await attach(world, tenant_conf={"compaction_period": "10ms", **off})
+    await follow_primary(tenant)
+    await tenant.archival.archive(ROOT)
+    await asyncio.sleep(0.2)
+    assert tenant.detail(ROOT).is_archived
     await world.stop()
