@@ -105,6 +105,7 @@ class Archival:
         self._tasks = tasks
         self._log = log
         self._moving: set[TimelineId] = set()
+        self._unasked: dict[TimelineId, asyncio.Event] = {}
 
     async def upload_manifest(self) -> None:
         """Upload the tenant manifest if it would say something new. Raises what the store raises."""
@@ -140,19 +141,40 @@ class Archival:
         """Mark a timeline as archived. Raises NotFoundError, PreconditionFailedError (a child is not archived),
         ArchivalTimeoutError, ConflictError.
         """
+        await self.settle(timeline_id)
         await self._own(self._archive(timeline_id), timeline_id)
 
     async def unarchive(self, timeline_id: TimelineId) -> None:
         """Take a timeline out of the archive; load it if it was offloaded. Raises NotFoundError,
         PreconditionFailedError (its ancestor is archived), ArchivalTimeoutError, ConflictError.
         """
+        await self.settle(timeline_id)
         await self._own(self._unarchive(timeline_id), timeline_id)
 
     async def offload(self, timeline_id: TimelineId) -> None:
         """Let go of an archived timeline. Raises NotFoundError, PreconditionFailedError, StaleDeletionError (somebody
         else has taken over), ConflictError.
         """
+        await self.settle(timeline_id)
         await self._own(self._offload(timeline_id), timeline_id)
+
+    # What the tenant does by itself
+
+    async def offload_unasked(self, timeline_id: TimelineId) -> None:
+        """Let go of an archived timeline that nobody asked about. Who does meanwhile waits for the end of it. Raises
+        what `offload` raises.
+        """
+        ended = self._unasked[timeline_id] = asyncio.Event()
+        try:
+            await self._own(self._offload(timeline_id), timeline_id)
+        finally:
+            del self._unasked[timeline_id]
+            ended.set()
+
+    async def settle(self, timeline_id: TimelineId) -> None:
+        """Wait for what the tenant is doing by itself with a timeline: that is no conflict of two requests."""
+        while (ended := self._unasked.get(timeline_id)) is not None:
+            await ended.wait()
 
     def ready_to_offload(self) -> list[TimelineId]:
         """Return the timelines that `offload` would let go of now, as far as this server knows."""

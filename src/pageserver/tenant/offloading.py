@@ -38,6 +38,6 @@ async def offload_by_and_by(
 async def _offload_ready(archival: Archival, log: Any) -> None:
     for timeline_id in archival.ready_to_offload():
         try:
-            await archival.offload(timeline_id)
+            await archival.offload_unasked(timeline_id)
         except (PageServerError, OSError) as error:
             log.warning("an archived timeline stays here", timeline=str(timeline_id), error=str(error))

@@ -66,6 +66,7 @@ class TimelineDeletions:
         """Mark a timeline as deleted, durably, and go on in the background. Raises NotFoundError, ConflictError,
         PreconditionFailedError (children), StaleDeletionError, and what the store raised.
         """
+        await self._archival.settle(timeline_id)
         # A branch that is being made counts as a child only when it is open; from here on none is begun.
         async with self._exclusion:
             entry = self._host.timelines.get(timeline_id)

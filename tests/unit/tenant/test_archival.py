@@ -299,3 +299,38 @@ async def test_offloading_can_be_switched_off(tmp_path: Path, off: dict[str, obj
     await asyncio.sleep(0.2)
     assert tenant.detail(ROOT).is_archived
     await world.stop()
+
+
+async def test_requests_wait_for_an_offload_that_nobody_asked_for(tmp_path: Path) -> None:
+    """Goal: what the server does by itself is no conflict. Method: hold the offload at the manifest, ask meanwhile."""
+
+    class Slow(LocalStore):
+        may_go_on: asyncio.Event | None = None
+        arrived = asyncio.Event()
+
+        async def put(self, key: str, content: bytes) -> None:
+            if self.may_go_on is not None and "tenant-manifest" in key:
+                self.arrived.set()
+                await self.may_go_on.wait()
+            await super().put(key, content)
+
+    store = Slow(tmp_path / "bucket")
+    world, tenant = await with_branch(tmp_path, storage=store)
+    for request in (tenant.archival.unarchive, tenant.delete_timeline):
+        await tenant.archival.archive(BRANCH)
+        store.may_go_on = asyncio.Event()
+        store.arrived.clear()
+        leaving = asyncio.ensure_future(tenant.archival.offload_unasked(BRANCH))
+        await store.arrived.wait()
+        asked = asyncio.ensure_future(request(BRANCH))
+        await asyncio.sleep(0.05)
+        assert not asked.done()
+        store.may_go_on.set()
+        await asyncio.gather(leaving, asked)
+        assert BRANCH not in tenant.archival.offloaded
+
+    async def is_gone() -> bool:
+        return BRANCH not in tenant.timelines
+
+    await eventually(is_gone)
+    await world.stop()
