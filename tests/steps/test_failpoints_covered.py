@@ -25,6 +25,7 @@ ELSEWHERE = {
         "api-500",
         "api-503",
         "put-location-conf-handler",
+        "get-utilization-http-handler",
         "find-lsn-for-timestamp-pausable",
         "wal-ingest-record-sleep",
     },

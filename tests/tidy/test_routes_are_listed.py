@@ -19,6 +19,7 @@ FILES = {
     "L": "tests/unit/mgmt/test_layer_routes.py",
     "N": "tests/unit/mgmt/test_name_routes.py",
     "O": "tests/integration/test_object_repository_with_real_histories.py",
+    "P": "tests/unit/mgmt/test_conformance.py",
     "R": "tests/integration/test_restore_and_verify.py",
     "S": "tests/integration/test_source_changes.py",
     "T": "tests/stores/test_time_travel.py",

@@ -35,7 +35,9 @@ class UpcallError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class ReAttachedTenant:
-    """How the controller wants one shard to start here. `generation` is None for a secondary."""
+    """How the controller wants one shard to start here. `generation` is None for a secondary; `stripe_size` is 0 if the
+    answer leaves it out: the stored one stays.
+    """
 
     shard: TenantShardId
     generation: Generation | None
@@ -52,7 +54,7 @@ class ReAttachedTenant:
             shard=TenantShardId.parse(str(required(fields, "id"))),
             generation=None if fields.get("gen") is None else Generation(required_uint(fields, "gen", bits=32)),
             mode=mode,
-            stripe_size=required_uint(fields, "stripe_size", bits=32),
+            stripe_size=0 if fields.get("stripe_size") is None else required_uint(fields, "stripe_size", bits=32),
         )
 
 

@@ -85,7 +85,7 @@ class TimelineCreateBody(_Body):
     import_pgdata: dict[str, Any] | None = None
     primary: dict[str, Any] | None = None
     existing_initdb_timeline_id: str | None = None
-    pg_version: Literal[14, 15, 16, 17, 18] | None = None
+    pg_version: Annotated[int, Field(ge=14, le=18)] | None = None
     read_only: bool = False
     flavour: Literal["neon", "stock"] | None = None
     name: str | None = None

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from pageserver.errors import UnavailableError
 from pageserver.mgmt.context import context_of
 from pageserver.mgmt.requests import query_flag, tenant_shard_id
 from pageserver.tenant import Tenant
@@ -33,6 +34,15 @@ async def get_metrics(request: Request) -> Response:
 async def get_api_document(request: Request) -> Response:
     """The OpenAPI document, also at `/openapi.json`: JSON is YAML."""
     return Response(json.dumps(request.app.openapi(), indent=1), media_type="application/yaml")
+
+
+@router.get("/v1/utilization")
+async def get_utilization(request: Request) -> Response:
+    """The storage controller's heartbeat."""
+    context = context_of(request)
+    await context.failpoints.fail("get-utilization-http-handler", text="failpoint", error=UnavailableError)
+    context.manager.attached()  # A map that is not open has no shards to count.
+    return Response(await context.manager.utilization.answer(), media_type="application/json")
 
 
 @router.get("/v1/tenant")

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pageserver.config import TenantOverrides
+from pageserver.config.validation import describe
 from pageserver.errors import PageServerError, UnavailableError
 from pageserver.ids import TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
@@ -169,7 +170,9 @@ async def wait_lsn(request: Request) -> Response:
     try:
         timeout = WaitTimeout.model_validate(body.pop("timeout", None))
         wanted = {TimelineId.parse(name): Lsn.parse(lsn) for name, lsn in body.items()}
-    except (ValidationError, PageServerError, TypeError) as error:
+    except ValidationError as error:
+        raise bad_request(f"Failed to parse json request: timeout: {describe(error)}") from error
+    except (PageServerError, TypeError, AttributeError) as error:
         raise bad_request(f"Failed to parse json request: .: {error}") from error
     timelines = [
         (entry, lsn) for name, lsn in wanted.items() if isinstance(entry := tenant.timelines.get(name), Timeline)

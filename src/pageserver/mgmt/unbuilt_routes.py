@@ -20,7 +20,6 @@ UNBUILT: list[tuple[str, str]] = [
     ("GET", "/profile/heap"),
     ("GET", "/v1/doc"),
     ("POST", "/v1/reload_auth_validation_keys"),
-    ("GET", "/v1/utilization"),
     ("POST", "/v1/top_tenants"),
     ("GET", "/v1/list_tenant_visible_size"),
     ("PUT", "/v1/disk_usage_eviction/run"),

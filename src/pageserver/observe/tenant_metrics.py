@@ -99,6 +99,9 @@ def _collect_states(exposition: Exposition, manager: TenantManager, tenants: lis
             ({"mode": "inprogress"}, slots.in_progress),
         ],
     )
+    exposition.gauge(
+        "pageserver_utilization_score", "How full the server is; 1,000,000 is full", manager.utilization.score
+    )
     exposition.counter("pageserver_tenant_manager_slot_writes", "Writes to slots of the tenant map", slots.writes)
 
 

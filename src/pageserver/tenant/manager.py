@@ -51,6 +51,7 @@ from pageserver.tenant.slots import (
 )
 from pageserver.tenant.tasks import TaskScope
 from pageserver.tenant.tenant import Tenant
+from pageserver.tenant.utilization import UtilizationSampler
 from pageserver.tenant.warmup import WarmupQueue
 from pageserver.timeline import check_repository
 
@@ -87,6 +88,14 @@ class TenantManager:
             clock=resources.clock,
             random=Random(),
             log=resources.log,
+        )
+        eviction = resources.settings.disk_usage_based_eviction
+        self.utilization = UtilizationSampler(
+            paths.tenants_directory(resources.workdir),
+            usable_pct=eviction.max_usage_pct if eviction.enabled else 100,
+            count_shards=lambda: len(self._slots),
+            sum_wanted=lambda: sum(tenant.all_layers_bytes() for tenant in self.attached()),
+            clock=resources.clock,
         )
 
     # Lifecycle

@@ -318,6 +318,10 @@ class Tenant:
         """Return the bytes of all layers of all timelines."""
         return sum(timeline.detail().current_physical_size or 0 for timeline in self.open_timelines())
 
+    def all_layers_bytes(self) -> int:
+        """Return the bytes that all layers would take here if none were evicted."""
+        return sum(layer.file_size for timeline in list(self.open_timelines()) for layer in timeline.store.layers())
+
     def redo_pid(self) -> int | None:
         return None if self._redo is None else self._redo.pid()
 

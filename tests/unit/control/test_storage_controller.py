@@ -151,7 +151,7 @@ async def test_each_location_starts_as_the_controller_says() -> None:
         it.answers["re-attach"] = {
             "tenants": [
                 {"id": str(shard(1)), "gen": 8, "mode": "AttachedSingle", "stripe_size": 4096},
-                {"id": str(shard(2)), "gen": 8, "mode": "AttachedStale", "stripe_size": 0},
+                {"id": str(shard(2)), "gen": 8, "mode": "AttachedStale"},
                 {"id": str(shard(3)), "gen": 8, "mode": "AttachedMulti", "stripe_size": 0},
                 {"id": str(shard(4)), "gen": None, "mode": "Secondary", "stripe_size": 0},
                 {"id": str(shard(5)), "gen": None, "mode": "Secondary", "stripe_size": 0},

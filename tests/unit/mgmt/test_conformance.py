@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import structlog
 from structlog.testing import capture_logs
 
 from pageserver.failpoints import Failpoints
+from pageserver.tenant.slots import MapState
 from pageserver.tenant.state import TenantState, TenantStatus
+from pageserver.tenant.utilization import Utilization, evaluate
 from pageserver.timeline.state import TimelineState, TimelineStatus
 from tests.unit.mgmt.test_http import ATTACH, TL, Api, T, serve, vector
 from tests.unit.world import ROOT, TENANT
@@ -167,3 +170,42 @@ async def test_requests_and_errors_are_logged_in_neons_words(api: Api) -> None:
         ("error", "Error processing HTTP request: Tenant not found when trying to reset"),
         ("info", "Request handled, status: 500 Internal Server Error"),
     ]
+
+
+def test_a_measurement_serialises_byte_for_byte() -> None:
+    """31: the example of the specification; the numbers add up as it says."""
+    most = (1 << 63) - 1
+    example = Utilization(most, 0, most, 90, 100, 200, 13, "2024-02-21T10:02:59.000Z")
+    assert example.encode() == (
+        b'{"disk_usage_bytes":9223372036854775807,"free_space_bytes":0,"disk_wanted_bytes":9223372036854775807,'
+        b'"disk_usable_pct":90,"shard_count":100,"max_shard_count":200,"utilization_score":13,'
+        b'"captured_at":"2024-02-21T10:02:59.000Z"}'
+    )
+    now = datetime(2024, 2, 21, 10, 2, 59, 999_999, UTC)
+    found = evaluate(used_bytes=300, free_bytes=700, wanted_bytes=1600, usable_pct=80, shards=5, now=now)
+    assert (found.utilization_score, found.max_shard_count, found.captured_at) == (
+        2_000_000,
+        2500,
+        "2024-02-21T10:02:59.999Z",
+    )
+    by_shards = evaluate(used_bytes=1 << 70, free_bytes=0, wanted_bytes=0, usable_pct=100, shards=2500, now=now)
+    assert (by_shards.utilization_score, by_shards.disk_usage_bytes) == (1_000_000, most)
+    assert evaluate(used_bytes=1, free_bytes=1, wanted_bytes=1, usable_pct=0, shards=0, now=now).utilization_score > 0
+
+
+async def test_utilization_is_measured_once_a_second(tmp_path: Path) -> None:
+    """31: two calls within a second give identical bytes; `get-utilization-http-handler` makes it 503."""
+    async with serve(tmp_path, failpoints=Failpoints(structlog.get_logger())) as api:
+        await api.follow()
+        first = await api.client.get("/v1/utilization")
+        assert (first.status_code, first.headers["content-type"]) == (200, "application/json")
+        assert first.content == (await api.client.get("/v1/utilization")).content
+        layers = sum(layer.file_size for layer in api.world.manager.get(TENANT).get_timeline(ROOT).store.layers())
+        found = first.json()
+        assert (found["disk_wanted_bytes"], found["disk_usable_pct"], found["shard_count"]) == (layers, 80, 1)
+        assert f"pageserver_utilization_score {found['utilization_score']}" in (await api.client.get("/metrics")).text
+        await api.ask("PUT", "/v1/failpoints", [{"name": "get-utilization-http-handler", "actions": "1*return"}])
+        assert await api.ask("GET", "/v1/utilization") == (503, {"msg": "failpoint"})
+        api.world.manager.map_state = MapState.INITIALIZING
+        assert (await api.ask("GET", "/v1/utilization"))[0] == 503
+        api.world.manager.map_state = MapState.OPEN

@@ -43,7 +43,8 @@ async def test_a_bootstrap_answers_as_specified(api: Api) -> None:
     assert await api.ask("POST", TL, {"new_timeline_id": str(ROOT)}) == conflict
     default = await api.ask("POST", TL, {"new_timeline_id": str(BRANCH), "read_only": True})
     assert (default[0], default[1]["pg_version"]) == (201, 17)
-    assert (await api.ask("POST", TL, {**BOOT, "pg_version": 13}))[0] == 400
+    for version in (13, 16.0, "16", True, 19):
+        assert (await api.ask("POST", TL, {**BOOT, "pg_version": version}))[0] == 400
     assert (await api.ask("POST", TL, {"new_timeline_id": str(ROOT), "ancestor_timeline_id": str(BRANCH)}))[0] == 409
 
 

@@ -261,6 +261,8 @@ async def test_waiting_for_an_lsn(api: Api) -> None:
     assert await api.ask("POST", f"{T}/wait_lsn", {str(ROOT): str(START), **timeout}) == (200, None)
     assert await api.ask("POST", f"{T}/wait_lsn", {str(ROOT): "1/0", **timeout}) == (202, None)
     assert await api.ask("POST", f"{T}/wait_lsn", {str(BRANCH): "1/0", **timeout}) == (404, None)
+    status, body = await api.ask("POST", f"{T}/wait_lsn", {str(ROOT): "1/0"})
+    assert (status, body["msg"].startswith('"Failed to parse json request: timeout: ')) == (400, True)
 
 
 async def test_histories_come_as_files(api: Api) -> None:
@@ -281,7 +283,7 @@ async def test_histories_come_as_files(api: Api) -> None:
 
 async def test_what_is_not_built_says_so(api: Api) -> None:
     await api.follow()
-    for method, path in (("PUT", f"{TL}/{ROOT}/do_gc"), ("PUT", f"{T}/shard_split"), ("GET", "/v1/utilization")):
+    for method, path in (("PUT", f"{TL}/{ROOT}/do_gc"), ("PUT", f"{T}/shard_split"), ("POST", "/v1/top_tenants")):
         status, body = await api.ask(method, path)
         assert (status, "not implemented" in body["msg"]) == (501, True)
 

@@ -20,6 +20,16 @@ TENANT_DETAILS: dict[str, Any] = {
     "walredo": {"last_redo_at": "2026-02-21T10:02:59.250000Z", "process": {"pid": 4711}},
     "timelines": [TIMELINE],
 }
+UTILIZATION: dict[str, Any] = {
+    "disk_usage_bytes": 120_000_000_000,
+    "free_space_bytes": 880_000_000_000,
+    "disk_wanted_bytes": 200_000_000_000,
+    "disk_usable_pct": 80,
+    "shard_count": 10,
+    "max_shard_count": 2500,
+    "utilization_score": 250_000,
+    "captured_at": "2026-02-21T10:02:59.250Z",
+}
 _TENANT_CONF: dict[str, Any] = {"checkpoint_distance": 8388608, "pitr_interval": "7days"}
 LOCATION: dict[str, Any] = {
     "mode": "AttachedSingle",

@@ -104,6 +104,12 @@ _PROCESS: dict[tuple[str, str], Operation] = {
             [{"name": "before-upload-index", "actions": "2*return->off"}],
         ),
     ),
+    ("GET", "/v1/utilization"): Operation(
+        "How full the server is, at most a second ago",
+        "process",
+        {200: answer("1,000,000 points are full", ref("Utilization"), examples.UTILIZATION)},
+        needs_map=True,
+    ),
     ("PUT", "/v1/deletion_queue/flush"): Operation(
         "Writes pending deletions to disk, or carries them out",
         "process",

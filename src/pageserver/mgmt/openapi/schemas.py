@@ -52,6 +52,17 @@ _LAYER = {
 _ANSWERS: dict[str, Json] = {
     "Error": record("Every error", msg=TEXT),
     "Status": record("The node", id=U64),
+    "Utilization": record(
+        "How full the server is",
+        disk_usage_bytes=U64,
+        free_space_bytes=U64,
+        disk_wanted_bytes=U64,
+        disk_usable_pct=U32,
+        shard_count=U32,
+        max_shard_count=U32,
+        utilization_score=U64,
+        captured_at=TEXT,
+    ),
     "TenantState": record(
         "State of a tenant",
         {"data": {}},
