@@ -113,6 +113,13 @@ def test_garbage_collection_leaves_the_newest_versions(imported: PageServerProce
     """Goal: space comes back, answers stay. Method: collect all that is older than the end; the end is as in layers."""
     pitr = {"tenant_id": TENANT, "pitr_interval": "0s"}
     imported.api("PATCH", "/v1/tenant/config", pitr)
+    location = imported.api("GET", f"/v1/location_config/{TENANT}")
+    cutoff = ask(imported, PATH)[1]["applied_gc_cutoff_lsn"]
+    for mode in ("AttachedMulti", "AttachedStale"):
+        imported.api("PUT", f"/v1/tenant/{TENANT}/location_config", {**location, "mode": mode})
+        report = imported.pagectl("timeline", "gc", TIMELINE, "--tenant", TENANT, "--horizon", "0")
+        assert (report["cutoff_lsn"], report["versions_removed"]) == (cutoff, 0), mode
+    imported.api("PUT", f"/v1/tenant/{TENANT}/location_config", location)
     report = imported.pagectl("timeline", "gc", TIMELINE, "--tenant", TENANT, "--horizon", "0")
     assert report["cutoff_lsn"] == END
     assert 0 < report["versions_removed"] < report["versions_total"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 from pageserver.clock import Clock
@@ -73,6 +74,7 @@ class GarbageCollector:
         self._exclusion = exclusion
         self._clock = clock
         self._log = log
+        self._random = Random()
         self._failpoints = failpoints or Failpoints.off()
 
     @property
@@ -81,10 +83,14 @@ class GarbageCollector:
         return not self._repository.keeps_layers
 
     async def collect(self, timeline: Timeline, *, gc_horizon: int | None = None) -> GarbageReport:
-        """Move the timeline's cutoff and remove what only reads below it need. `gc_horizon` None: the tenant's.
+        """Move the timeline's cutoff and remove what only reads below it need. `gc_horizon` None: the tenant's. Nothing
+        where the location is not AttachedSingle (14.2).
 
         Cancellation: safe; what is left is found the next time.
         """
+        if not self._may_delete():
+            self._log.info("no garbage is collected: not AttachedSingle", timeline=str(timeline.timeline_id))
+            return GarbageReport(timeline.gc_cutoff_lsn)
         await self._failpoints.fail("before-timeline-gc")
         async with self._exclusion:
             started = self._clock.monotonic_seconds()
@@ -104,20 +110,25 @@ class GarbageCollector:
 
     async def run(self) -> None:
         """Collect every `gc_period`, until cancelled. The settings are read afresh each time; 0 turns it off."""
+        part = self._random.random()  # Many tenants that attach together do not collect together.
         while True:
-            period = self._settings().gc_period.seconds
-            if not period or not self._settings().gc_horizon:
+            if not self._is_on():
                 await self._clock.sleep(_DISABLED_CHECK_SECONDS)
                 continue
-            await self._clock.sleep(period)
+            await self._clock.sleep(self._settings().gc_period.seconds * part)
+            part = 1.0
             for timeline in self._timelines():
-                if timeline.state.status is not TimelineStatus.ACTIVE or not self._may_delete():
+                if timeline.state.status is not TimelineStatus.ACTIVE or not (self._may_delete() and self._is_on()):
                     continue
                 try:
                     await self.collect(timeline)
                 except PageServerError as error:
                     # The next round tries again: nothing depends on garbage being gone.
                     self._log.error("garbage collection failed", timeline=str(timeline.timeline_id), error=str(error))
+
+    def _is_on(self) -> bool:
+        settings = self._settings()
+        return bool(settings.gc_period.seconds and settings.gc_horizon)
 
     def ended(self, error: Exception) -> None:
         self._log.error("garbage collection ended", error=str(error), exc_info=error)
