@@ -45,7 +45,7 @@ async def test_the_first_round_is_at_random_and_a_period_of_zero_takes_effect_at
     settings = TenantSettings(gc_period=Duration.from_seconds(100))
     collected: list[float] = []
 
-    def set_period(seconds: float) -> Callable[[], None]:
+    def set_period(seconds: int) -> Callable[[], None]:
         def change() -> None:
             nonlocal settings
             settings = TenantSettings(gc_period=Duration.from_seconds(seconds))
