@@ -218,6 +218,8 @@ class _Server:
         counts = ServerCounts()
         startup = StartupTimes(clock, counts)
         http_socket = bind(settings.listen_http_addr)
+        # The page service binds its own socket, but only when tenants have been attached and have new generations.
+        bind(settings.listen_pg_addr).close()
         startup.begin()
         storage, stores_layers = open_storage(config, clock, self._log)
         engine = CoreEngine(settings, self._log, clock)

@@ -14,6 +14,8 @@ from tests.conftest import MakeServer
 from tests.page_server import PageServerProcess
 from tests.postgres.server import PostgresServer
 
+UNREACHABLE = "{bucket_name='b', bucket_region='eu-central-1', endpoint='http://127.0.0.1:9'}"
+
 
 @pytest.fixture
 def page_server(server_dir: Path) -> Iterator[PageServerProcess]:
@@ -22,13 +24,22 @@ def page_server(server_dir: Path) -> Iterator[PageServerProcess]:
 
 
 def test_the_process_keeps_its_lock_and_its_exit_codes(page_server: PageServerProcess) -> None:
-    """http-api.md 10.1, 10.3: one server a directory; 0 after SIGTERM, 111 after SIGQUIT; the pid file stays."""
+    """http-api.md 10.1, 10.3: one server a directory; 0 after SIGTERM, 111 after SIGQUIT; the pid file stays; taken
+    ports are told before anything else happens (tenants.md 5.1).
+    """
     pid_file = page_server.workdir / "pageserver.pid"
     pid = pid_file.read_text()
     second = PageServerProcess(page_server.workdir)
     with pytest.raises(AssertionError, match="already locked"):
         second.start()
     assert pid_file.read_text() == pid
+    for conflict in ("listen_http_addr", "listen_pg_addr"):
+        # A store that cannot be reached: whoever asks it before looking at the ports waits for it.
+        taken = page_server.http_port if conflict == "listen_http_addr" else page_server.pg_port
+        settings = {conflict: f"'127.0.0.1:{taken}'", "remote_storage": UNREACHABLE}
+        third = PageServerProcess(page_server.workdir.with_name("third"), settings=settings)
+        with pytest.raises(AssertionError, match="Address already in use"):
+            third.start()
     assert page_server.stop() == 0
     assert pid_file.exists()
     page_server.start()
