@@ -396,10 +396,11 @@ class TenantManager:
                 # Claim before anything is stopped: a refused claim must change nothing.
                 generation = await self._resources.generations.claim(shard, request.generation)
                 location = location.with_generation(generation)
+            # Before anything is stopped as well: on a full disk the location stays what it is.
+            await self._local.write(shard, location)
             if isinstance(old, Tenant):
                 self._hurry_deletions()
                 await old.shut_down(flush=False)
-            await self._local.write(shard, location)
             if isinstance(location.mode, Attached):
                 self._spawn(shard, location, lazy=lazy and not isinstance(old, Tenant))
             else:
@@ -439,7 +440,8 @@ class TenantManager:
         self, shard: TenantShardId, *, busy: type[PageServerError] = SlotBusyError
     ) -> AsyncIterator[Slot | None]:
         """Hold the slot. Afterwards it has what the block put there, or again what was there before, if that still
-        runs. Raises `busy` if somebody else holds it.
+        runs, or if the block failed when it was stopped, and files of it are left: then it is Broken (tenants.md 8.1).
+        Raises `busy` if somebody else holds it.
         """
         old = self._slots.get(shard)
         if isinstance(old, InProgress):
@@ -452,6 +454,13 @@ class TenantManager:
                 async with old.changing_config:
                     pass  # A change of its configuration that runs has ended, and none begins.
             yield old
+        except BaseException as error:
+            directory = paths.tenant_directory(self._resources.workdir, shard)
+            is_lost = self._slots.get(shard) is marker and isinstance(old, Tenant) and old.is_stopped
+            if is_lost and isinstance(old, Tenant) and await asyncio.to_thread(directory.exists):
+                old.break_stopped(str(error))
+                self._slots[shard] = old
+            raise
         finally:
             if self._slots.get(shard) is marker:
                 if old is None or (isinstance(old, Tenant) and old.is_stopped):

@@ -229,6 +229,8 @@ class Tenant:
 
         Afterwards nothing of this object touches files or objects any more.
         """
+        if self.is_stopped:
+            return
         was_active = self.state.status is TenantStatus.ACTIVE
         self._become(TenantState(TenantStatus.STOPPING))
         if self._attaching is not None:
@@ -247,6 +249,16 @@ class Tenant:
             await asyncio.to_thread(self._redo.shutdown)
         self._resources.pages.tenant_gone(self.shard)
         self.is_stopped = True
+
+    def break_stopped(self, reason: str) -> None:
+        """Show why a stopped tenant was neither replaced nor removed: who is told that it is not here might attach it
+        elsewhere, and its files are here. Only the slot can be changed from now on.
+        """
+        assert self.is_stopped, "a running tenant breaks by itself"
+        self._log.error("the tenant is broken", reason=reason)
+        self.timelines.clear()
+        self.state = TenantState(TenantStatus.BROKEN, reason)
+        self._resources.pages.tenant_changed(self)
 
     def update_location(self, location: LocationConfig) -> None:
         """Replace mode and settings within the same generation; loops read them afresh each time."""

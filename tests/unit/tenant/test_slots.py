@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from pathlib import Path
 
@@ -117,6 +118,69 @@ async def test_a_broken_tenant_can_be_attached_anew_and_detached(tmp_path: Path)
     await tenant.wait_active(5)
     assert tenant.get_timeline(ROOT).last_record_lsn == START + 0x78
     await become_broken()
+    await world.manager.detach(TENANT)
+    assert world.manager.locations() == []
+    await world.stop()
+
+
+async def test_a_location_that_cannot_be_written_stays_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: a full disk costs a change of the location, not the location. Method: attach anew while config-v1 cannot be
+    written.
+    """
+    world = await World.start(tmp_path, bucket=tmp_path / "bucket")
+    await bootstrap(await attach(world))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    changes: tuple[dict[str, object], ...] = ({"generation": 7}, {"mode": "Secondary"})
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalTenants, "_write", fail)
+        for change in changes:
+            with pytest.raises(OSError, match="no room"):
+                await put(world, None, **change)
+            assert world.manager.get(TENANT).state.status is TenantStatus.ACTIVE
+    await put(world, generation=8)
+    tenant = world.manager.get(TENANT)
+    await tenant.wait_active(5)
+    assert (tenant.generation.number, tenant.get_timeline(ROOT).last_record_lsn) == (8, START + 0x78)
+    await world.stop()
+
+
+async def test_a_tenant_whose_files_cannot_be_removed_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal: what is on this disk is never "not here" (tenants.md 3.1, 8.1), and can be reset, attached and detached
+    again. Method: the rename of the directory fails.
+    """
+    world = await World.start(tmp_path, bucket=tmp_path / "bucket")
+    await bootstrap(await attach(world))
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EBUSY, "cannot rename")
+
+    async def fail_to_detach() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalTenants, "purge", fail)
+            with pytest.raises(OSError, match="cannot rename"):
+                await world.manager.detach(TENANT)
+
+    for _ in range(2):
+        await fail_to_detach()
+        tenant = world.manager.get(TENANT)
+        with pytest.raises(InternalError, match=r"tenant is broken: .*cannot rename"):
+            await tenant.wait_active(5)
+    assert world.pages.attached == set()
+    await world.manager.reset(TENANT, drop_cache=False)
+    tenant = world.manager.get(TENANT)
+    await tenant.wait_active(5)
+    assert tenant.get_timeline(ROOT).last_record_lsn == START + 0x78
+    await fail_to_detach()
+    await put(world, generation=8)
+    await world.manager.get(TENANT).wait_active(5)
+    await fail_to_detach()
     await world.manager.detach(TENANT)
     assert world.manager.locations() == []
     await world.stop()
