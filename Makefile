@@ -75,7 +75,8 @@ survival: build postgres stores ## lose machines, split brains, failing stores, 
 		"split-brain --seeds $(SURVIVAL_SEEDS)" "split-brain-servers --seeds 5 --store s3" \
 		"faulty-store --trouble first-two --seeds 5 --store s3" "faulty-store --trouble one-in-ten --seeds 5 --store s3" \
 		"faulty-store --trouble proxy --seeds 5 --store s3" "faulty-store --trouble proxy --seeds 5 --store azure" \
-		"full-disk --seeds 5 --store local --deep"; do \
+		"full-disk --seeds 5 --store local --deep" \
+		"many-hands --seeds 10 --store s3" "many-hands --seeds 5 --store azure --seconds 30"; do \
 		echo "== $$suite"; $(BIN)/python -m tests.survival $$suite || exit 1; done
 
 .PHONY: check

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.postgres.provision import MAJORS
-from tests.survival import faulty_store, full_disk, lose_machine, split_brain, split_brain_servers
+from tests.survival import faulty_store, full_disk, lose_machine, many_hands, split_brain, split_brain_servers
 from tests.survival.bucket import KINDS
 
 SUITES: dict[str, Callable[..., dict[str, Any]]] = {
     "lose-machine": lose_machine.run,
     "faulty-store": faulty_store.run,
     "full-disk": full_disk.run,
+    "many-hands": many_hands.run,
     "split-brain": split_brain.run,
     "split-brain-servers": split_brain_servers.run,
 }
@@ -50,11 +51,8 @@ def main() -> int:
             major=arguments.major,
             say=say,
             deep=arguments.deep,
-            **(
-                {"trouble": arguments.trouble, "seconds": arguments.seconds}
-                if arguments.suite == "faulty-store"
-                else {}
-            ),
+            **({"trouble": arguments.trouble} if arguments.suite == "faulty-store" else {}),
+            **({"seconds": arguments.seconds} if arguments.suite in ("faulty-store", "many-hands") else {}),
         )
     except BaseException:
         if arguments.keep:
@@ -78,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "--major", type=int, choices=MAJORS, help="of the primary; left out, 16, or one after the other"
     )
     parser.add_argument("--trouble", choices=faulty_store.TROUBLES, default="proxy", help="of faulty-store")
-    parser.add_argument("--seconds", type=float, default=60.0, help="length of one load of faulty-store")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of one load of faulty-store or many-hands")
     parser.add_argument("--deep", action="store_true", help="scrub every layer's content at the end")
     parser.add_argument("--keep", action="store_true", help="keep all directories of a run that failed")
     return parser

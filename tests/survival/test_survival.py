@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.postgres.provision import ProvisionError
-from tests.survival import faulty_store, full_disk, lose_machine, split_brain, split_brain_servers
+from tests.survival import faulty_store, full_disk, lose_machine, many_hands, split_brain, split_brain_servers
 from tests.survival.full_disk import NoSmallDiskError
 
 COMMON: Any = {"first_seed": 1, "major": 16, "say": print, "deep": False}
@@ -62,6 +62,15 @@ def test_a_full_disk_stops_ingest_until_there_is_room(server_dir: Path) -> None:
     except NoSmallDiskError as error:
         pytest.skip(f"no small file system can be mounted here: {error}")
     assert [stall["killed"] for stall in figures["runs"][0]["stalls"]] == [False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.torture
+def test_changes_by_many_hands_hold_what_they_were_answered(server_dir: Path) -> None:
+    figures = provisioned(many_hands.run, server_dir, seeds=1, kind="s3", seconds=15)
+    (found,) = figures["runs"]
+    assert found["answers"]["create 201"] > 0
+    assert found["pages"] > 0
 
 
 def provisioned(run: Any, folder: Path, **options: Any) -> dict[str, Any]:
