@@ -18,7 +18,9 @@ use pagecore::layer::blob::{self, Header};
 use pagecore::layer::{
     delta_key, split_delta_key, Cursor, LayerName, Node, NodeError, NodeSource, Summary, DELTA_KEY_SIZE,
 };
-use pagecore::value::Value;
+use pagecore::value::{Record, Value};
+use pagecore::wal::framer::check_crc;
+use pagecore::wal::RECORD_HEADER_LEN;
 use pagecore::{Key, Lsn, BLCKSZ};
 
 use crate::cache::Cache;
@@ -413,6 +415,23 @@ impl LayerFile {
         Ok(data)
     }
 
+    /// Decodes a value of a delta layer. The file has no checksums of its own, but a WAL record has one: without this
+    /// look a flipped bit in a record would make a wrong page, and nobody would know.
+    pub fn decode_value<'a>(&self, key: &Key, lsn: Lsn, bytes: &'a [u8]) -> Result<Value<'a>, StoreError> {
+        let damaged = |detail: String| self.corrupt(format!("value of key {key} at {lsn}: {detail}"));
+        let value = Value::decode(bytes).map_err(|e| damaged(e.to_string()))?;
+        match &value {
+            // What is shorter than a record's header cannot be one; redo says so.
+            Value::Record(Record::Postgres { record, .. }) if record.len() >= RECORD_HEADER_LEN => {
+                match check_crc(record) {
+                    Ok(()) => Ok(value),
+                    Err(problem) => Err(damaged(problem.to_string())),
+                }
+            }
+            _ => Ok(value),
+        }
+    }
+
     /// Reads one blob.
     pub fn read_blob(&self, extent: &Extent) -> Result<Bytes, StoreError> {
         let mut bytes = vec![0; (extent.end - extent.start) as usize];
@@ -445,7 +464,10 @@ impl LayerFile {
                 return Err(of_value("outside of the layer".to_owned()));
             }
             if self.name.is_delta() {
-                Value::decode(&blob).map_err(|e| of_value(e.to_string()))?;
+                let value = self.decode_value(&key, extent.lsn, &blob)?;
+                if value.will_init() != extent.will_init {
+                    return Err(of_value("the index and the value differ in will_init".to_owned()));
+                }
             }
             last = Some(at);
             values += 1;

@@ -216,9 +216,16 @@ impl Plan {
                             Layer::File(file) => file.decode_blob(&blob),
                         }
                     });
+                    let search = &mut self.searches[*i];
+                    let bytes = bytes.and_then(|bytes| {
+                        if let (Layer::File(file), false) = (source, search.parts[*p].is_plain_image) {
+                            file.decode_value(&search.key, search.parts[*p].lsn, &bytes)?;
+                        }
+                        Ok(bytes)
+                    });
                     match bytes {
-                        Ok(bytes) => self.searches[*i].parts[*p].bytes = Some(bytes),
-                        Err(e) => self.searches[*i].state = State::Failed(e),
+                        Ok(bytes) => search.parts[*p].bytes = Some(bytes),
+                        Err(e) => search.state = State::Failed(e),
                     }
                 }
             }

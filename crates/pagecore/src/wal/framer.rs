@@ -286,14 +286,20 @@ pub fn record_crc(record: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(payload), &header[..header.len().min(20)])
 }
 
+/// Compares a record, long enough for its header, with its checksum. Raises: `StreamProblem::Crc`.
+pub fn check_crc(record: &[u8]) -> Result<(), StreamProblem> {
+    match record.get(20..24) == Some(&record_crc(record).to_le_bytes()[..]) {
+        true => Ok(()),
+        false => Err(StreamProblem::Crc),
+    }
+}
+
 fn check_record(record: &[u8], start: Lsn, prev: Option<Lsn>, check_prev: bool) -> Result<(), StreamProblem> {
     let [_, _, _, _, p0, p1, p2, p3, p4, p5, p6, p7] = match record.get(4..16).and_then(|b| b.first_chunk::<12>()) {
         Some(bytes) => *bytes,
         None => return Err(StreamProblem::TotalLength(record.len() as u32)),
     };
-    if record.get(20..24) != Some(&record_crc(record).to_le_bytes()[..]) {
-        return Err(StreamProblem::Crc);
-    }
+    check_crc(record)?;
     if check_prev {
         let got = Lsn(u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]));
         match prev {
