@@ -758,6 +758,9 @@ class TimelineStore:
     def set_gaps(self, gaps: Sequence[tuple[int, int]]) -> None:
         """Let the page service refuse reads between the two ends of each gap; the ends themselves can be read."""
 
+    def set_relation_directory_v2_from(self, lsn: int) -> None:
+        """Let the second form of relation directory decide what exists, for reads from ``lsn`` on."""
+
     def resume_at(self, lsn: int) -> None:
         """Make ``lsn`` the last record. Image layers of everything at ``lsn`` are in the map already, and everything
         before is flushed. Raises: RequestError (is not so, or ``lsn`` is not beyond the last record).

@@ -26,19 +26,24 @@ PATH = f"/v1/tenant/{TENANT}/timeline/{TIMELINE}"
 @pytest.fixture
 def imported(server_dir: Path) -> Iterator[PageServerProcess]:
     """A server that took `source.tar.zst`: base backup and WAL."""
+    with PageServerProcess(server_dir / "pageserver") as server:
+        server.pagectl("tenant", "create", TENANT)
+        import_history(server, server_dir)
+        yield server
+
+
+def import_history(server: PageServerProcess, server_dir: Path) -> None:
+    """Unpack `source.tar.zst` into a directory, and import it."""
     with (VECTOR / "source.tar.zst").open("rb") as file:
         stream = zstandard.ZstdDecompressor().stream_reader(file)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             archive.extractall(server_dir, filter="data")
-    with PageServerProcess(server_dir / "pageserver") as server:
-        server.pagectl("tenant", "create", TENANT)
-        base = "import_basebackup?base_lsn=0/2000028&end_lsn=0/2000100&pg_version=16&flavour=stock"
-        wal = "import_wal?start_lsn=0/2000028&end_lsn=0/4CF6E00"
-        with httpx.Client(base_url=server.url, timeout=300) as client:
-            for route, name in ((base, "base.tar"), (wal, "wal.tar")):
-                response = client.put(f"{PATH}/{route}", content=next(server_dir.rglob(name)).read_bytes())
-                assert (response.status_code, response.content) == (200, b"null"), response.text
-        yield server
+    base = "import_basebackup?base_lsn=0/2000028&end_lsn=0/2000100&pg_version=16&flavour=stock"
+    wal = "import_wal?start_lsn=0/2000028&end_lsn=0/4CF6E00"
+    with httpx.Client(base_url=server.url, timeout=300) as client:
+        for route, name in ((base, "base.tar"), (wal, "wal.tar")):
+            response = client.put(f"{PATH}/{route}", content=next(server_dir.rglob(name)).read_bytes())
+            assert (response.status_code, response.content) == (200, b"null"), response.text
 
 
 def test_all_pages_are_neons_and_stay_so_after_a_kill(imported: PageServerProcess) -> None:

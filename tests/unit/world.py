@@ -109,6 +109,9 @@ class FakeStore:
     def set_origin(self, **traits: Any) -> None:
         self.origin = traits
 
+    def set_relation_directory_v2_from(self, lsn: int) -> None:
+        self.relation_directory_v2_from = lsn
+
     def set_gaps(self, gaps: Sequence[tuple[int, int]]) -> None:
         self.gaps = list(gaps)
 

@@ -207,6 +207,10 @@ impl TimelineStore {
         self.store.gaps().set(gaps.into_iter().map(|(from, to)| Gap { from: Lsn(from), to: Lsn(to) }).collect());
     }
 
+    fn set_relation_directory_v2_from(&self, lsn: u64) {
+        self.store.set_reldir_v2_from(Lsn(lsn));
+    }
+
     fn resume_at(&self, py: Python<'_>, lsn: u64) -> PyResult<()> {
         py.detach(|| self.store.writer().resume_at(Lsn(lsn))).or_raise(py)
     }

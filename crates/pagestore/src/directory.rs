@@ -8,6 +8,9 @@ use pagecore::{Key, Lsn, RelTag, SlruKind};
 use crate::error::StoreError;
 use crate::timeline::TimelineStore;
 
+/// First byte of the keys of relation directories of the second form.
+const RELDIR_V2: u8 = 0x65;
+
 fn corrupt(key: Key, lsn: Lsn) -> impl Fn(DirectoryError) -> StoreError {
     move |e| StoreError::CorruptValue { key, lsn, detail: e.to_string() }
 }
@@ -39,9 +42,30 @@ impl TimelineStore {
         if !self.database_exists(spcnode, dbnode, lsn)? {
             return Ok(None);
         }
+        if self.reads_reldir_v2(lsn) {
+            return self.relations_v2(spcnode, dbnode, lsn).map(Some);
+        }
         let key = Key::reldir(spcnode, dbnode);
         let value = self.get(key, lsn)?;
         decode_relation_directory(&value).map(|set| Some(set.into_iter().collect())).map_err(corrupt(key, lsn))
+    }
+
+    /// The same by the second form of directory: a key for each fork, "r" exists, empty removed (5.12).
+    fn relations_v2(&self, spcnode: u32, dbnode: u32, lsn: Lsn) -> Result<Vec<(u32, u8)>, StoreError> {
+        let start = Key { field1: RELDIR_V2, field2: spcnode, field3: dbnode, ..Key::MIN };
+        let end = Key { field4: u32::MAX, field5: u8::MAX, field6: u32::MAX, ..start };
+        let mut relations = Vec::new();
+        for (key, value) in self.scan(start..end, lsn)? {
+            match (key.field6, &value[..]) {
+                (1, b"r") => relations.push((key.field4, key.field5)),
+                (1, b"") => {}
+                _ => {
+                    let detail = "invalid reldir key: decode failed".to_string();
+                    return Err(StoreError::CorruptValue { key, lsn, detail });
+                }
+            }
+        }
+        Ok(relations)
     }
 
     /// True if the fork exists, whatever its size.

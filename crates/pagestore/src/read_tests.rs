@@ -445,6 +445,29 @@ fn sizes_and_existence_come_from_the_directories() {
     assert_eq!(store.rel_size(REL, Lsn(0x30)), Ok(Some(8)));
 }
 
+#[test]
+fn the_second_relation_directory_decides_from_where_it_holds() {
+    let dir = TempDir::new();
+    let store = new_store(&dir);
+    let databases = hex("0000000000000001 0000067f 00000005 01");
+    let relations = hex("0000000000000001 00004000 00");
+    let newer = RelTag { relnode: 16385, ..REL };
+    let sizes = [(Key::rel_size(REL), &3u32.to_le_bytes()[..]), (Key::rel_size(newer), &5u32.to_le_bytes())];
+    put(&store, 0x20, &[(Key::DBDIR, &databases), (Key::reldir(1663, 5), &relations), sizes[0], sizes[1]]);
+    let of_another = Key::reldir_v2(RelTag { dbnode: 6, ..REL });
+    put(&store, 0x30, &[(Key::reldir_v2(newer), b"r"), (Key::reldir_v2(REL), b""), (of_another, b"r")]);
+    assert_eq!(store.relations(1663, 5, Lsn(0x30)), Ok(Some(vec![(16384, 0)])));
+    store.set_reldir_v2_from(Lsn(0x30));
+    assert_eq!(store.relations(1663, 5, Lsn(0x2F)), Ok(Some(vec![(16384, 0)])));
+    assert_eq!(store.relations(1663, 5, Lsn(0x30)), Ok(Some(vec![(16385, 0)])));
+    assert_eq!(store.relations(1663, 6, Lsn(0x30)), Ok(None), "the database directory is the gate");
+    assert_eq!((store.rel_exists(REL, Lsn(0x30)), store.rel_exists(newer, Lsn(0x30))), (Ok(false), Ok(true)));
+    assert_eq!((store.rel_size(newer, Lsn(0x30)), store.db_size(1663, 5, Lsn(0x30))), (Ok(Some(5)), Ok(Some(5 * 1))));
+    put(&store, 0x40, &[(Key::reldir_v2(REL), b"x")]);
+    let error = store.relations(1663, 5, Lsn(0x40)).unwrap_err().to_string();
+    assert!(error.ends_with("invalid reldir key: decode failed"), "{error}");
+}
+
 fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(|b| *b != b' ').collect();
     digits.chunks(2).map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap()).collect()

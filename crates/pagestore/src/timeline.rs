@@ -99,6 +99,8 @@ pub struct TimelineStore {
     last: AtomicU64,
     disk_consistent: AtomicU64,
     gc_cutoff: AtomicU64,
+    /// From here on the second form of relation directory decides; `u64::MAX`: nowhere.
+    reldir_v2_from: AtomicU64,
     waiters: Mutex<Waiters>,
     /// Lowest LSN somebody waits for, so that `advance` need not look into `waiters`.
     lowest_waited: AtomicU64,
@@ -147,6 +149,7 @@ impl TimelineStore {
             last: AtomicU64::new(config.last_record_lsn.0),
             disk_consistent: AtomicU64::new(config.disk_consistent_lsn.0),
             gc_cutoff: AtomicU64::new(config.gc_cutoff.0),
+            reldir_v2_from: AtomicU64::new(u64::MAX),
             waiters: Mutex::default(),
             lowest_waited: AtomicU64::new(u64::MAX),
             writer: Mutex::new(WriterState { next_open_layer_at: config.next_open_layer_at }),
@@ -205,6 +208,16 @@ impl TimelineStore {
 
     pub fn set_gc_cutoff(&self, lsn: Lsn) {
         self.gc_cutoff.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    /// Has the second form of relation directory decide what exists, for reads from `lsn` on (spec keyspace.md 5.12).
+    pub fn set_reldir_v2_from(&self, lsn: Lsn) {
+        self.reldir_v2_from.store(lsn.0, Ordering::Release);
+    }
+
+    pub(crate) fn reads_reldir_v2(&self, lsn: Lsn) -> bool {
+        let from = self.reldir_v2_from.load(Ordering::Acquire);
+        from != u64::MAX && lsn.0 >= from
     }
 
     pub fn flavour(&self) -> Flavour {

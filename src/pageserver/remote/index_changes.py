@@ -46,6 +46,13 @@ def invisible(index: IndexPart, now: str | None) -> IndexPart:
     return replace(index, marked_invisible_at=now)
 
 
+def migrating(index: IndexPart, lsn: Lsn) -> IndexPart:
+    """Say that both forms of relation directory are written from `lsn` on; one that is migrated stays so."""
+    if index.rel_size_migration not in (None, "legacy"):
+        return index
+    return replace(index, rel_size_migration="migrating", rel_size_migrated_at=lsn)
+
+
 def import_finalized(index: IndexPart, now: str) -> IndexPart:
     """Turn an import in progress into a done one; anything else stays."""
     state = (index.import_pgdata or {}).get("V1")

@@ -149,6 +149,12 @@ class ObjectTimeline:
                 hint="flavour, data checksums and wal_log_hints must be the same",
             )
 
+    def set_relation_directory_v2_from(self, lsn: int) -> None:
+        """Raises: PreconditionFailedError; only a bucket could bring a timeline with such directories."""
+        raise PreconditionFailedError(
+            'a timeline of repository = "rocksdb" has the first form of relation directory only'
+        )
+
     def set_gaps(self, gaps: Sequence[tuple[int, int]]) -> None:
         """Raises: PreconditionFailedError, see `resume_at`."""
         if gaps:

@@ -26,9 +26,9 @@ from pageserver.disk_errors import DiskGuard
 from pageserver.errors import LsnTimeoutError, PageServerError, RequestError, StoppedError
 from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
-from pageserver.keyspace.snapshot import Snapshot
+from pageserver.keyspace.snapshot import RelationDirectoryState, RelationDirectoryStatus, Snapshot
 from pageserver.lsn import Lsn
-from pageserver.remote.index_changes import with_layers
+from pageserver.remote.index_changes import migrating, with_layers
 from pageserver.remote.remote_timeline import RemoteTimeline
 from pageserver.remote.source_document import Flavour, HistoryGap, SourceDocument, SourceTraits
 from pageserver.timeline.downloads import LayerDownloads
@@ -124,6 +124,9 @@ class Timeline:
         self._flushed_one = asyncio.Event()
         self._failpoints = failpoints or Failpoints.off()
         self._unscheduled: LayerFacts | None = None
+        self._migrating_from: Lsn | None = None
+        if self.relation_directory.status is RelationDirectoryStatus.MIGRATED:
+            store.set_relation_directory_v2_from(int(self.relation_directory.migrated_at or 0))
         self.operations = histograms(("layer flush", "gc"), OPERATION_BOUNDS)
         """Times of background operations, for metrics."""
         self.wal_counts = WalCounts(remote.server_counts)
@@ -192,7 +195,27 @@ class Timeline:
 
     def snapshot(self, lsn: Lsn) -> Snapshot:
         """Return what existed at `lsn`, for everything that asks for more than one page."""
-        return Snapshot(self.store, lsn, self.pg_version)
+        return Snapshot(self.store, lsn, self.pg_version, relation_directory=self.relation_directory)
+
+    @property
+    def relation_directory(self) -> RelationDirectoryState:
+        """Which form of relation directory decides what exists, and whether both are written (keyspace.md 5.12)."""
+        if self._migrating_from is not None:
+            return RelationDirectoryState(RelationDirectoryStatus.MIGRATING, self._migrating_from)
+        index = self.remote.index
+        return RelationDirectoryState(
+            RelationDirectoryStatus(index.rel_size_migration or "legacy"), index.rel_size_migrated_at
+        )
+
+    def begin_relation_directory_migration(self, lsn: Lsn) -> None:
+        """Take note that both forms of relation directory are written from `lsn` on; called by the thread that
+        ingests.
+
+        The index says so once the copy of the first form is in layers: after a crash before that, the WAL comes again
+        and the copy is made again.
+        """
+        self._migrating_from = lsn
+        self._log.info("relation directories are written in both forms now", lsn=str(lsn))
 
     def become(self, state: TimelineState) -> None:
         """Change the state, as far as tenants.md 7.1 allows; a transition that it does not allow is ignored."""
@@ -354,8 +377,8 @@ class Timeline:
             flavour=self.flavour,
             source=self.source_status(),
             is_archived=index.archived_at is not None,
-            rel_size_migration=index.rel_size_migration or "legacy",
-            rel_size_migrated_at=index.rel_size_migrated_at,
+            rel_size_migration=self.relation_directory.status.value,
+            rel_size_migrated_at=self.relation_directory.migrated_at,
             is_invisible=index.marked_invisible_at is not None,
             is_read_only=self.document is not None and self.document.is_read_only,
             flush_error=self.flush_error,
@@ -436,6 +459,10 @@ class Timeline:
         """Have an index uploaded that says how far the flush got."""
         flushed = self.disk_consistent_lsn
         last, prev = self.store.record_lsns()
+        migrating_from = self._migrating_from
+        if migrating_from is not None and flushed >= migrating_from:
+            self.remote.keep_for_next_index(lambda index: migrating(index, migrating_from))
+            self._migrating_from = None
         self.remote.schedule_metadata(
             replace(
                 self.remote.index.metadata,

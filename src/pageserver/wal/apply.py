@@ -48,8 +48,9 @@ class RecordApplier:
         identity: ShardIdentity,
         relation_directory: RelationDirectoryState | None = None,
         start_migration: Callable[[Lsn], None] | None = None,
+        is_migration_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """See ``KeyspaceWriter`` for the last two."""
+        """See ``KeyspaceWriter`` for the last three."""
         self._modification = modification
         self._writer = KeyspaceWriter(
             modification,
@@ -57,6 +58,7 @@ class RecordApplier:
             identity=identity,
             relation_directory=relation_directory,
             start_migration=start_migration,
+            is_migration_wanted=is_migration_wanted,
         )
         self._functions = _functions(is_stock=Flavour(flavour) is Flavour.STOCK)
 

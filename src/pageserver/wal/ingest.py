@@ -13,11 +13,13 @@ Source: spec wal.md 4, 9.3; stock.md 1.5, 1.7.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import cast
 
 from pageserver import _core
 from pageserver.ids import ShardIdentity
+from pageserver.keyspace.snapshot import RelationDirectoryState
 from pageserver.lsn import MAX_LSN, Lsn
 from pageserver.repository import ObjectTimeline
 from pageserver.timeline.engine import TimelineStore
@@ -51,7 +53,11 @@ class WalApplier:
         checkpoint_distance: int,
         pg_version: int,
         flavour: Flavour,
+        relation_directory: RelationDirectoryState | None = None,
+        start_migration: Callable[[Lsn], None] | None = None,
+        is_migration_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
+        """See `KeyspaceWriter` for the last three."""
         self._ingest = _core.WalIngest(
             cast("_core.TimelineStore | ObjectTimeline", store),
             start_lsn=start,
@@ -62,7 +68,13 @@ class WalApplier:
             checkpoint_distance=checkpoint_distance,
         )
         self._applier = RecordApplier(
-            self._ingest, pg_version=pg_version, flavour=flavour.value, identity=ShardIdentity.unsharded()
+            self._ingest,
+            pg_version=pg_version,
+            flavour=flavour.value,
+            identity=ShardIdentity.unsharded(),
+            relation_directory=relation_directory,
+            start_migration=start_migration,
+            is_migration_wanted=is_migration_wanted,
         )
         self._backup_start = backup_start
         self.consistent_from = consistent_from

@@ -124,10 +124,11 @@ class KeyspaceWriter:
         identity: ShardIdentity,
         relation_directory: RelationDirectoryState | None = None,
         start_migration: Callable[[Lsn], None] | None = None,
+        is_migration_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """``start_migration`` is given if the second form of relation directory is wanted (``rel_size_v2_enabled``).
-
-        It is called once with the LSN from which on both are written, and makes that durable with the timeline's index.
+        """``start_migration`` is called once with the LSN from which on both forms of relation directory are written,
+        and makes that durable with the timeline's index. ``is_migration_wanted`` is asked at each creation of a
+        relation until then (``rel_size_v2_enabled``).
         """
         self.modification: Final = modification
         self.pg_version: Final = pg_version
@@ -136,6 +137,7 @@ class KeyspaceWriter:
         self.lsn = Lsn(0)
         self._status = (relation_directory or RelationDirectoryState()).status
         self._start_migration: Final = start_migration
+        self._is_migration_wanted: Final = is_migration_wanted
         if self._status is RelationDirectoryStatus.MIGRATED:
             raise PreconditionFailedError(
                 "the timeline has only the second form of relation directory, which can be read but not written",
@@ -314,6 +316,8 @@ class KeyspaceWriter:
     def _migrate_if_wanted(self) -> None:
         """Copy all v1 entries to the v2 directory and keep both from now on; a failure is tried again next time."""
         if self._start_migration is None or self._status is not RelationDirectoryStatus.LEGACY:
+            return
+        if not self._is_migration_wanted():
             return
         try:
             found = [rel for database in self.databases() for rel in self.relations(*database).tags(*database)]

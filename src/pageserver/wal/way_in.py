@@ -546,4 +546,7 @@ def new_applier(
         checkpoint_distance=timeline.settings.checkpoint_distance,
         pg_version=timeline.pg_version,
         flavour=source.flavour,
+        relation_directory=timeline.relation_directory,
+        start_migration=timeline.begin_relation_directory_migration,
+        is_migration_wanted=lambda: timeline.settings.rel_size_v2_enabled,
     )
