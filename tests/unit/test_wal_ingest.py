@@ -7,17 +7,25 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import structlog
 import zstandard
 
 from pageserver import _core
 from pageserver.errors import CorruptDataError, InternalError, RequestError
 from pageserver.ids import ShardIdentity
-from pageserver.keyspace.directories import encode_database_directory, encode_relation_directory, encode_size
-from pageserver.keyspace.key import Key, RelTag, SlruKind
+from pageserver.keyspace.directories import (
+    decode_relation_directory,
+    encode_database_directory,
+    encode_relation_directory,
+    encode_size,
+)
+from pageserver.keyspace.key import VM_FORK, Key, RelTag, SlruKind
 from pageserver.keyspace.snapshot import Snapshot
 from pageserver.lsn import Lsn
 from pageserver.wal.apply import RecordApplier
+from pageserver.wal.ingest import WalApplier
 from pageserver.wal.keyspace_writer import initial_values
+from pageserver.wal.source_document import Flavour
 
 VECTORS = Path(__file__).parents[3] / "shared/vectors/neon-v15-pgbench"
 START = Lsn(0x14AEC08)
@@ -145,6 +153,32 @@ def test_the_segment_leaves_the_specified_state(tmp_path: Path, wal: bytes) -> N
     assert clog[256] == 0b01010101, "transactions 1024 to 1027 are committed"
     page = store.get(bytes(Key.relation_block(RelTag(1663, 5, 16396, 0), 0)), last)
     assert len(page) == 8192 and any(page)
+
+
+def test_clears_of_map_pages_that_do_not_exist_are_told_and_passed_over(tmp_path: Path, wal: bytes) -> None:
+    """Goal: wal.md checklist 34. Method: take the visibility maps of the archive away, then ingest the segment."""
+    store = make_store(tmp_path)
+    checkpoint = import_archive(store)
+    directory = Key.relation_directory(1663, 5)
+    main = {fork for fork in decode_relation_directory(store.get(bytes(directory), START)) if fork[1] != VM_FORK}
+    store.put_images(START, [(bytes(directory), encode_relation_directory(main))])
+    applier = WalApplier(
+        store,
+        start=Lsn(START),
+        checkpoint=checkpoint,
+        system_identifier=None,
+        check_prev=False,
+        consistent_from=Lsn(START),
+        backup_start=None,
+        checkpoint_distance=1 << 40,
+        pg_version=15,
+        flavour=Flavour.NEON,
+    )
+    with structlog.testing.capture_logs() as logs:
+        applier.take(wal[: 2 << 20])
+    told = [entry for entry in logs if entry["event"].startswith("visibility bits of pages that do not exist")]
+    assert [(entry["log_level"], entry["count"]) for entry in told] == [("error", 6)]
+    assert applier.lsn > 0x14C7F68
 
 
 def test_damaged_wal_raises_and_ends_ingest(tmp_path: Path, wal: bytes) -> None:

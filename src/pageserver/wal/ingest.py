@@ -17,6 +17,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import cast
 
+import structlog
+
 from pageserver import _core
 from pageserver.ids import ShardIdentity
 from pageserver.keyspace.snapshot import RelationDirectoryState
@@ -25,6 +27,8 @@ from pageserver.repository import ObjectTimeline
 from pageserver.timeline.engine import TimelineStore
 from pageserver.wal.apply import RecordApplier
 from pageserver.wal.source_document import Flavour
+
+log = structlog.get_logger(__name__)
 
 
 class IngestStep(Enum):
@@ -77,6 +81,7 @@ class WalApplier:
             is_migration_wanted=is_migration_wanted,
         )
         self._backup_start = backup_start
+        self._ignored_vm_clears = 0
         self.consistent_from = consistent_from
 
     @property
@@ -98,9 +103,19 @@ class WalApplier:
         while True:
             found = self._ingest.run()
             if isinstance(found, str):
+                self._report_ignored_vm_clears()
                 return IngestStep.ROLL if found == "roll" else IngestStep.DONE
             self._note_backup_end(found)
             self._applier.apply(found)
+
+    def _report_ignored_vm_clears(self) -> None:
+        """PostgreSQL has had bugs that clear bits of map pages that do not exist: an error to be told, and no more
+        (spec wal.md 5.3). A base copy that is not consistent yet may well lack a map.
+        """
+        ignored = self._ingest.ignored_vm_clears
+        count, self._ignored_vm_clears = ignored - self._ignored_vm_clears, ignored
+        if count and self.lsn > self._ingest.tolerant_until:
+            log.error("visibility bits of pages that do not exist were to be cleared", count=count, up_to=str(self.lsn))
 
     def _note_backup_end(self, record: _core.RareRecord) -> None:
         """The record that ends the backup says where the copy is consistent, if nothing else did (stock.md 1.7)."""
