@@ -462,7 +462,7 @@ fn the_second_relation_directory_decides_from_where_it_holds() {
     assert_eq!(store.relations(1663, 5, Lsn(0x30)), Ok(Some(vec![(16385, 0)])));
     assert_eq!(store.relations(1663, 6, Lsn(0x30)), Ok(None), "the database directory is the gate");
     assert_eq!((store.rel_exists(REL, Lsn(0x30)), store.rel_exists(newer, Lsn(0x30))), (Ok(false), Ok(true)));
-    assert_eq!((store.rel_size(newer, Lsn(0x30)), store.db_size(1663, 5, Lsn(0x30))), (Ok(Some(5)), Ok(Some(5 * 1))));
+    assert_eq!((store.rel_size(newer, Lsn(0x30)), store.db_size(1663, 5, Lsn(0x30))), (Ok(Some(5)), Ok(Some(5))));
     put(&store, 0x40, &[(Key::reldir_v2(REL), b"x")]);
     let error = store.relations(1663, 5, Lsn(0x40)).unwrap_err().to_string();
     assert!(error.ends_with("invalid reldir key: decode failed"), "{error}");

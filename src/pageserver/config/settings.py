@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pageserver.config.durations import Duration
 from pageserver.config.tenant import U64, SamplingRatio, TenantOverrides
@@ -169,6 +169,14 @@ class BasebackupCache(_Table):
     prepare_channel_size: U64 = 100
 
 
+def _check_compression_level(setting: str) -> str:
+    """A level fits 8 bits with a sign (layer-files.md 5.2)."""
+    level = setting.removeprefix("zstd(").removesuffix(")")
+    if level != setting and not -128 <= int(level) <= 127:
+        raise ValueError(f"zstd level {level} is not between -128 and 127")
+    return setting
+
+
 class ServerSettings(_Table):
     """The whole of `pageserver.toml`. Relative paths are relative to the working directory."""
 
@@ -226,7 +234,9 @@ class ServerSettings(_Table):
     ingest_batch_size: Positive = 100
     max_vectored_read_bytes: Positive = 133_120
     max_get_vectored_keys: Positive = 32
-    image_compression: Annotated[str, Field(pattern=r"^(disabled|zstd|zstd\(-?\d+\))$")] = "zstd(1)"
+    image_compression: Annotated[
+        str, Field(pattern=r"^(disabled|zstd|zstd\(-?\d{1,3}\))$"), AfterValidator(_check_compression_level)
+    ] = "zstd(1)"
     timeline_offloading: bool = True
     ephemeral_bytes_per_memory_kb: U64 = 0
     l0_flush: L0Flush | None = None

@@ -74,6 +74,9 @@ def test_unknown_keys_are_reported_and_do_not_stop_the_start(tmp_path: Path) -> 
         ("concurrent_tenant_warmup=0", "concurrent_tenant_warmup"),
         ("disk_usage_based_eviction={max_usage_pct=101}", "disk_usage_based_eviction.max_usage_pct"),
         ("log_format='xml'", "log_format"),
+        ("image_compression='lz4'", "image_compression"),
+        ("image_compression='zstd(128)'", "image_compression"),
+        ("image_compression='zstd(-129)'", "image_compression"),
         ("page_service_pipelining={mode='pipelined',max_batch_size=99}", "max_batch_size"),
         (
             "tracing={sampling_ratio={numerator=1,denominator=0},export_config={endpoint='http://x',protocol='grpc',timeout='1s'}}",
