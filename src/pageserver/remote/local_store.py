@@ -23,7 +23,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from pageserver._core import crc32c
 from pageserver.remote.storage import (
@@ -39,6 +39,19 @@ from pageserver.remote.storage import (
 TEMPORARY_SUFFIX = ".___temp"
 _CHECKSUM_ATTRIBUTE = "user.pageserver.crc32c"
 _CHUNK_BYTES = 1 << 20
+_T = TypeVar("_T")
+
+
+async def _to_the_end(function: Callable[..., _T], *arguments: Any) -> _T:
+    """Run something in a thread. Cancellation: takes effect when the thread is done, which nobody can stop: what it
+    writes would appear later, when whoever owned it has gone, and perhaps has been deleted.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait((running,))
+        raise
 
 
 class LocalStore:
@@ -61,22 +74,34 @@ class LocalStore:
         return await asyncio.to_thread(self._head, key)
 
     async def download(self, key: str, target: Path) -> int:
-        return await asyncio.to_thread(self._download, key, target)
+        made: list[Path] = []
+
+        def download() -> int:
+            size = self._download(key, target)
+            made.append(target)
+            return size
+
+        try:
+            return await _to_the_end(download)
+        except asyncio.CancelledError:
+            for path in made:
+                path.unlink(missing_ok=True)
+            raise
 
     async def put(self, key: str, content: bytes) -> None:
-        await asyncio.to_thread(self._write, key, lambda file: _write_all(file, content), os.replace)
+        await _to_the_end(self._write, key, lambda file: _write_all(file, content), os.replace)
 
     async def put_if_absent(self, key: str, content: bytes) -> None:
-        await asyncio.to_thread(self._write, key, lambda file: _write_all(file, content), os.link)
+        await _to_the_end(self._write, key, lambda file: _write_all(file, content), os.link)
 
     async def upload(self, key: str, source: Path) -> None:
-        await asyncio.to_thread(self._upload, key, source)
+        await _to_the_end(self._upload, key, source)
 
     async def copy(self, source_key: str, target_key: str) -> None:
-        await asyncio.to_thread(self._copy, source_key, target_key)
+        await _to_the_end(self._copy, source_key, target_key)
 
     async def delete(self, keys: Iterable[str]) -> None:
-        await asyncio.to_thread(self._delete, list(keys))
+        await _to_the_end(self._delete, list(keys))
 
     async def list_objects(
         self, prefix: str, *, start_after: str | None = None, max_keys: int | None = None

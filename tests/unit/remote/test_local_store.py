@@ -3,6 +3,8 @@
 """
 
 import asyncio
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,44 @@ async def test_files_are_uploaded_and_downloaded(tmp_path: Path) -> None:
     assert await store.download("a/layer-00000001", tmp_path / "copy") == 3_000_000
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "layer").read_bytes()
     assert (await store.head("a/layer-00000001")).size_bytes == 3_000_000
+
+
+async def test_what_was_cancelled_does_not_happen_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: who ends a task and deletes its objects does not find them again. Method: cancel while a thread writes,
+    which goes on; a download that was cancelled leaves no file.
+    """
+    store = LocalStore(tmp_path / "bucket")
+    await store.put("source", b"content")
+    fsync, loop = os.fsync, asyncio.get_running_loop()
+    is_writing, may_go_on = asyncio.Event(), threading.Event()
+
+    def slow_fsync(descriptor: int) -> None:
+        loop.call_soon_threadsafe(is_writing.set)
+        assert may_go_on.wait(5)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    for work in (
+        store.put("a", b"late"),
+        store.put_if_absent("b", b"late"),
+        store.copy("source", "c"),
+        store.download("source", tmp_path / "downloaded"),
+    ):
+        is_writing.clear()
+        may_go_on.clear()
+        task = asyncio.ensure_future(work)
+        await is_writing.wait()
+        task.cancel()
+        await asyncio.sleep(0.02)
+        assert not task.done()
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await store.delete(["a", "b", "c"])
+    await asyncio.sleep(0.1)
+    assert [item.key async for item in store.list_objects("")] == ["source"]
+    assert not (tmp_path / "downloaded").exists()
+    assert leftovers(tmp_path) == []
 
 
 async def test_exactly_one_conditional_create_wins(tmp_path: Path) -> None:
