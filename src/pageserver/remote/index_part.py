@@ -21,6 +21,7 @@ from pageserver.remote.json_fields import (
     optional_lsn,
     optional_timestamp,
     parse_object,
+    parse_timestamp,
     required,
     required_lsn,
     required_uint,
@@ -140,7 +141,11 @@ class Lineage:
             reparenting_history=tuple(TimelineId.parse(text) for text in fields.get("reparenting_history", [])),
             original_ancestor=None
             if original is None
-            else (TimelineId.parse(original[0]), Lsn.parse(original[1]), str(original[2])),
+            else (
+                TimelineId.parse(original[0]),
+                Lsn.parse(original[1]),
+                parse_timestamp(original[2], "original_ancestor"),
+            ),
         )
 
     def encode(self) -> dict[str, Any]:

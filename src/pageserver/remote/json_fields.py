@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, cast
 
 from pageserver.lsn import Lsn
@@ -45,11 +46,15 @@ def optional_lsn(fields: Mapping[str, Any], name: str) -> Lsn | None:
 def optional_timestamp(fields: Mapping[str, Any], name: str) -> str | None:
     """Return a naive UTC time stamp in its written form: no fraction, or 3, 6 or 9 digits, the shortest exact one."""
     value = fields.get(name)
-    if value is None:
-        return None
+    return None if value is None else parse_timestamp(value, name)
+
+
+def parse_timestamp(value: object, name: str) -> str:
+    """The same for a value that is there."""
     match = _TIMESTAMP.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"field `{name}` is not a time stamp: {value!r}")
+    datetime.fromisoformat(match[1])
     fraction = (match[2] or "")[:9].rstrip("0")
     if not fraction:
         return match[1]

@@ -12,7 +12,7 @@ from pathlib import Path
 from pageserver.config import TenantSettings
 from pageserver.errors import CorruptDataError
 from pageserver.ids import Generation, ShardIdentity, TenantShardId, TimelineId
-from pageserver.lsn import Lsn
+from pageserver.lsn import INVALID_LSN, Lsn
 from pageserver.remote import IndexPart, paths
 from pageserver.remote.local_store import make_directory_durable, sync_directory
 from pageserver.remote.remote_timeline import MissingLayerError, RemoteContext, RemoteTimeline, UploadRights
@@ -84,6 +84,9 @@ class TimelineOpener:
                 hint="the tenant's setting `repository` must stay what it was when the tenant was created",
                 timeline_id=timeline_id,
             )
+        if keeps_layers and index.disk_consistent_lsn == INVALID_LSN:
+            # Every layer would be one of the future, to be deleted (remote-storage.md 5.9, 13).
+            raise CorruptDataError("Timeline has invalid disk_consistent_lsn", timeline_id=timeline_id)
         if keeps_layers and index.metadata.ancestor_timeline is None and not index.layers:
             raise CorruptDataError("Timeline has no ancestor and no layer files", timeline_id=timeline_id)
         check_gc_blocking(timeline_id, index)
@@ -175,7 +178,7 @@ class TimelineOpener:
         )
         downloads = None
         if self._resources.stores_layers:
-            downloads = LayerDownloads(remote, directory, self._resources.downloads)
+            downloads = LayerDownloads(remote, directory, self._resources.downloads, disk=self._resources.disk)
         store = await self._open_store(
             StoreParameters(
                 directory=directory,

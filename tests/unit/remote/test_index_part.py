@@ -152,6 +152,8 @@ def test_numbers_beyond_doubles_are_exact() -> None:
         minimal(metadata={}),
         minimal(metadata_bytes=[0] * 511),
         minimal(gc_blocking={"started_at": "2024-07-19T09:00:00", "reasons": ["Whim"]}),
+        minimal(archived_at="2024-13-19T09:00:00"),
+        minimal(lineage={"original_ancestor": ["11" * 16, "0/8", "yesterday"]}),
     ],
 )
 def test_a_damaged_index_is_refused(broken: dict[str, object]) -> None:

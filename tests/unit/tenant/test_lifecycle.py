@@ -220,6 +220,32 @@ async def test_an_old_index_beside_a_newer_one_fails_the_attach(tmp_path: Path) 
     await world.stop()
 
 
+async def test_an_index_that_is_consistent_nowhere_loses_no_layer(tmp_path: Path) -> None:
+    """remote-storage.md 5.9: every layer would count as one of the future, which a load removes."""
+    world = await World.start(tmp_path)
+    tenant = await attach(world)
+    store_of(await follow_primary(tenant)).ingest(START + 0x200)
+    await tenant.create_branch(BRANCH, ROOT, None)
+    branch = tenant.get_timeline(BRANCH)
+    store_of(branch).ingest(START + 0x300)
+    await branch.freeze_and_flush()
+    key = paths.index_key(TENANT, BRANCH, tenant.generation)
+    index = json.loads(await world.storage.get(key))
+    assert index["layer_metadata"]
+    index["metadata_bytes"]["disk_consistent_lsn"] = "0/0"
+    damaged = json.dumps(index).encode()
+    await world.storage.put(key, damaged)
+    files = set(branch.directory.iterdir())
+    await world.manager.reset(TENANT, drop_cache=False)
+    tenant = world.manager.get(TENANT)
+    await tenant.wait_active(5)
+    state = tenant.detail(BRANCH).state
+    assert (state.status, state.reason) == (TimelineStatus.BROKEN, "Timeline has invalid disk_consistent_lsn")
+    assert await world.storage.get(key) == damaged
+    assert set(branch.directory.iterdir()) == files
+    await world.stop()
+
+
 async def test_a_missing_layer_breaks_the_timeline_when_the_disk_is_the_only_copy(tmp_path: Path) -> None:
     world = await World.start(tmp_path)
     await follow_primary(await attach(world))
