@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pageserver.disk_errors import DiskGuard
 from pageserver.errors import InternalError, StoppedError, UnavailableError
 from pageserver.remote import IndexPart, LayerEntry
 from pageserver.remote.local_store import sync_directory
@@ -45,7 +46,10 @@ class LayerSource(Protocol):
 class LayerDownloads:
     """The downloads of one timeline. Made on the event loop; `fetch` is for other threads."""
 
-    def __init__(self, source: LayerSource, directory: Path, counts: DownloadCounts) -> None:
+    def __init__(
+        self, source: LayerSource, directory: Path, counts: DownloadCounts, *, disk: DiskGuard | None = None
+    ) -> None:
+        self._disk = disk
         self._source = source
         self._directory = directory
         self._counts = counts
@@ -104,8 +108,13 @@ class LayerDownloads:
         entry = self._source.index.layers.get(name)
         if entry is None:
             raise UnavailableError(f"layer {name} is no longer part of the timeline")
-        await self._source.download_layer(name, entry, next(self._numbers))
-        await asyncio.to_thread(sync_directory, self._directory)
+        try:
+            await self._source.download_layer(name, entry, next(self._numbers))
+            await asyncio.to_thread(sync_directory, self._directory)
+        except OSError as error:  # of the local disk: the store's are errors of ours
+            if self._disk is not None:
+                self._disk.check(error)
+            raise
         self._counts.layers += 1
         self._counts.bytes += entry.file_size
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 
 import pytest
+import structlog
 
+from pageserver.disk_errors import DiskGuard
 from pageserver.errors import CorruptDataError, InternalError, StoppedError, UnavailableError
 from pageserver.ids import Generation
 from pageserver.lsn import Lsn
@@ -67,6 +70,20 @@ async def test_a_failure_reaches_all_who_wait_and_the_next_one_tries_again(tmp_p
     source.failure = None
     await asyncio.to_thread(downloads.fetch, NAME)
     assert (source.calls, counts.layers) == (2, 1)
+
+
+@pytest.mark.parametrize(("number", "ends"), [(errno.EIO, True), (errno.ENOSPC, False)])
+async def test_a_disk_that_cannot_be_trusted_ends_the_process(tmp_path: Path, number: int, ends: bool) -> None:
+    """remote-storage.md 2.5: after a failed write or fsync of a downloaded layer; a full disk is no such error."""
+    source, _, counts = make(tmp_path)
+    ended: list[int] = []
+    guard = DiskGuard(structlog.get_logger(), end_process=lambda: ended.append(1))
+    downloads = LayerDownloads(source, tmp_path, counts, disk=guard)
+    source.failure = OSError(number, "of the disk")
+    source.go.set()
+    with pytest.raises(OSError, match="of the disk"):
+        await downloads.download(NAME)
+    assert bool(ended) is ends
 
 
 async def test_who_gives_up_does_not_stop_the_others(tmp_path: Path) -> None:
