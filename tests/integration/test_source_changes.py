@@ -286,3 +286,30 @@ def make_standby(primary: PostgresServer, directory: Path, installation: Install
     standby.settings["hot_standby"] = "on"
     standby.start()
     return standby
+
+
+def test_the_slot_of_a_deleted_timeline_retains_nothing(make_server: MakeServer, server_dir: Path) -> None:
+    """Goal: a deletion does not fill the primary's disk later. Method: delete a timeline, and a tenant with another
+    one, and look at the primary; then delete one whose primary is stopped.
+    """
+    count = "select count(*) from pg_replication_slots"
+    primary = make_server(MAJOR)
+    with PageServerProcess(server_dir / "pages") as server:
+        first = follow(server, primary)
+        assert primary.value(count) == "1"
+        server.pagectl("timeline", "delete", first, "--yes")
+        server.wait_for(lambda: primary.value(count) == "0", 30, "slot that was dropped")
+
+        server.pagectl("timeline", "create", "--primary", primary.conninfo())
+        (tenant,) = server.api("GET", "/v1/tenant")
+        assert primary.value(count) == "1"
+        server.pagectl("tenant", "delete", tenant["id"], "--yes")
+        assert primary.value(count) == "0"
+
+        last = follow(server, primary)
+        primary.stop("immediate")
+        server.pagectl("timeline", "delete", last, "--yes")
+        (tenant,) = server.api("GET", "/v1/tenant")
+        server.wait_for(lambda: server.api("GET", f"/v1/tenant/{tenant['id']}/timeline") == [], 30, "end of it")
+        assert f"pageserver_{last}" in server.log_path.read_text()
+        assert "could not be dropped" in server.log_path.read_text()

@@ -22,7 +22,7 @@ import structlog
 from pageserver.clock import SystemClock
 from pageserver.config import RepositoryKind, ServerSettings, parse_settings
 from pageserver.disk_errors import DiskGuard
-from pageserver.errors import MissingKeyError, NotFoundError, PreconditionFailedError, RequestError
+from pageserver.errors import MissingKeyError, NotFoundError, PageServerError, PreconditionFailedError, RequestError
 from pageserver.failpoints import Failpoints
 from pageserver.ids import Generation, TenantId, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
@@ -271,6 +271,9 @@ class FakeWayIn:
         self.initdb_began = asyncio.Event()
         self.initdb_may_end: asyncio.Event | None = None
         self.undone = 0
+        self.dropped_slots: list[str] = []
+        self.fail_drop: PageServerError | None = None
+        self.drop_may_go: asyncio.Event | None = None
 
     async def prepare_primary(self, slot: SourceSlot, options: Mapping[str, Any]) -> Mapping[str, Any]:
         if options.get("conninfo") == "minimal":
@@ -293,6 +296,16 @@ class FakeWayIn:
 
     async def describe_source(self, slot: SourceSlot) -> Mapping[str, Any]:
         return {} if slot.document is None else slot.document.body
+
+    async def drop_slot(self, document: SourceDocument) -> str | None:
+        if self.drop_may_go is not None:
+            await self.drop_may_go.wait()
+        if self.fail_drop is not None:
+            raise self.fail_drop
+        if "connection" not in document.body:
+            return None
+        self.dropped_slots.append(document.body["connection"])
+        return "pageserver_slot"
 
     def open_source(self, slot: SourceSlot) -> WalSource | None:
         if slot.document is None or "connection" not in slot.document.body:

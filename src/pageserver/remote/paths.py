@@ -12,6 +12,7 @@ LAYER_TEMPORARY_SUFFIXES = (".___temp", ".temp_download", ".old")
 """Endings of files in a timeline's directory that never survive a start (layer-files.md 2.4)."""
 DIRECTORY_TEMPORARY_SUFFIX = "___temp"
 INDEX_NAME = "index_part.json"
+SOURCE_NAME = "source.json"
 HEATMAP_NAME = "heatmap-v1.json"
 INITDB_NAME = "initdb.tar.zst"
 PRESERVED_INITDB_NAME = "initdb-preserved.tar.zst"
@@ -74,7 +75,7 @@ def preserved_initdb_key(tenant_id: TenantId, timeline_id: TimelineId) -> str:
 
 def source_base_key(shard: TenantShardId, timeline_id: TimelineId) -> str:
     """Return the key of a WAL source's document without its generation suffix (standalone.md 3)."""
-    return f"sources/{shard}/{timeline_id}/source.json"
+    return f"sources/{shard}/{timeline_id}/{SOURCE_NAME}"
 
 
 def tombstone_key(shard: TenantShardId, timeline_id: TimelineId, generation: Generation) -> str:

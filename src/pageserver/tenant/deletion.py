@@ -157,13 +157,18 @@ async def delete_timeline_objects(
 
 
 async def delete_tenant_objects(
-    storage: ObjectStorage, shard: TenantShardId, *, check: Callable[[], Awaitable[None]]
+    storage: ObjectStorage,
+    shard: TenantShardId,
+    *,
+    check: Callable[[], Awaitable[None]],
+    let_go: Callable[[Mapping[str, bytes]], Awaitable[None]],
 ) -> None:
     """Delete everything that a tenant shard has in the store, but for the claims. What a crash in between leaves is
     not half of a timeline: the indices go first, of each timeline the newest one last and of a branch before its
     ancestor's, and without an index the rest is garbage. Repeat until it succeeds.
 
-    `check` raises StaleDeletionError if somebody has taken over; then the indices are put back. Of an unsharded id all
+    `check` raises StaleDeletionError if somebody has taken over; then the indices are put back. If not, `let_go` gets
+    the newest source document of each timeline by key, before they are deleted. Of an unsharded id all
     shards go with it (remote-storage.md 14). Raises what the store raises.
     """
     prefixes = [f"tenants/{shard}", f"sources/{shard}"]
@@ -187,6 +192,9 @@ async def delete_tenant_objects(
             with contextlib.suppress(ObjectExistsError):
                 await storage.put_if_absent(key, contents[key])
         raise
+    documents = sorted((key for key in keys if f"/{paths.SOURCE_NAME}" in key), key=generation_of_key)
+    sources = {key.rpartition("/")[0]: key for key in documents}
+    await let_go(await _read_present(storage, sources.values()))
     await storage.delete(sorted(set(keys) - set(indices)))
 
 

@@ -8,7 +8,7 @@ before what they describe is spawned.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from random import Random
@@ -31,6 +31,7 @@ from pageserver.tenant.deletion import check_may_delete, delete_tenant_objects
 from pageserver.tenant.heatmap_upload import HeatmapUploader
 from pageserver.tenant.local_tenants import LocalTenants
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, Secondary
+from pageserver.tenant.primary_slots import decode_documents, drop_slots
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.slots import (
     GenerationDecreaseError,
@@ -278,15 +279,18 @@ class TenantManager:
             if isinstance(old, Tenant):
                 await check_may_delete(self._resources, shard, old.generation)
 
+        async def let_go(documents: Mapping[str, bytes]) -> None:
+            await drop_slots(self._resources.way_in, decode_documents(documents), log=self._log)
+
         async with self._changing(shard, busy=SlotChangingError) as old:
             await check()
             if isinstance(old, Tenant):
                 await old.shut_down(flush=False)
             if not self._resources.stores_layers:
                 # Layers are only on this disk: they stay until no index names them.
-                await delete_tenant_objects(self._resources.storage, shard, check=check)
+                await delete_tenant_objects(self._resources.storage, shard, check=check, let_go=let_go)
             await asyncio.to_thread(self._local.purge, shard)
-            await delete_tenant_objects(self._resources.storage, shard, check=check)
+            await delete_tenant_objects(self._resources.storage, shard, check=check, let_go=let_go)
             self._forget(shard)
 
     def _forget(self, shard: TenantShardId) -> None:

@@ -1,6 +1,7 @@
 """Who deletes timelines of an attached shard, and when: the steps are in `deletion` (tenants.md 12).
 
-    refuse: children, busy ─▶ stop ─▶ mark ─▶ (offloaded: out of the manifest) ─▶ answer ─▶ steps in the background
+    refuse: children, busy ─▶ stop ─▶ mark ─▶ (offloaded: out of the manifest) ─▶ answer ─▶ steps in the background,
+    the first of which drops the replication slot (`primary_slots`)
 
 Invariant: what was answered goes on after a crash. A load sees the mark in the index; the index of an offloaded
 timeline is not read, so the manifest lets go of it between the mark and the answer.
@@ -14,11 +15,13 @@ from typing import Any
 from pageserver.errors import ConflictError, NotFoundError, PreconditionFailedError
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote import paths
+from pageserver.remote.source_document import SourceDocument
 from pageserver.tenant.archival import Archival, TimelineHost
 from pageserver.tenant.deletion import check_may_delete, delete_timeline_objects, mark_deleted
 from pageserver.tenant.names import TenantNames
 from pageserver.tenant.opening import TimelineOpener
 from pageserver.tenant.placeholder import Placeholder
+from pageserver.tenant.primary_slots import drop_slots, read_document_patiently
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.sources import TenantSources
 from pageserver.tenant.tasks import TaskScope
@@ -89,6 +92,7 @@ class TimelineDeletions:
                 await self._host.stop_timeline(timeline)
             else:
                 await self._sources.stop(timeline_id)
+            document = await self._read_document(timeline_id)
             failpoints = self._resources.failpoints
             await failpoints.fail("timeline-delete-before-index-deleted-at", text="failpoint: {}")
             await mark_deleted(self._resources, self._shard, timeline_id, self._generation, timeline)
@@ -98,7 +102,7 @@ class TimelineDeletions:
         except BaseException:
             self._running.discard(timeline_id)
             raise
-        self._spawn(timeline_id)
+        self._spawn(timeline_id, document)
 
     async def unbury(self, timeline_id: TimelineId) -> None:
         """Let an id be used again in this generation: before anything of the new timeline is stored."""
@@ -110,16 +114,24 @@ class TimelineDeletions:
         """Go on with a deletion that a load found marked."""
         self._running.add(timeline_id)
         self._host.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.STOPPING))
-        self._spawn(timeline_id)
+        self._spawn(timeline_id, None)
 
-    def _spawn(self, timeline_id: TimelineId) -> None:
+    async def _read_document(self, timeline_id: TimelineId) -> SourceDocument | None:
+        storage, generation = self._resources.storage, self._generation
+        return await read_document_patiently(storage, self._shard, timeline_id, generation, log=self._log)
+
+    def _spawn(self, timeline_id: TimelineId, document: SourceDocument | None) -> None:
+        """Begin the steps. The source's document may be gone by then, if the timeline had no index to mark."""
         self._tasks.spawn(
-            self._finish(timeline_id),
+            self._finish(timeline_id, document),
             name=f"delete {timeline_id}",
             on_failure=lambda error: self._failed(timeline_id, error),
         )
 
-    async def _finish(self, timeline_id: TimelineId) -> None:
+    async def _finish(self, timeline_id: TimelineId, document: SourceDocument | None) -> None:
+        document = document or await self._read_document(timeline_id)
+        if document is not None:
+            await drop_slots(self._resources.way_in, {str(timeline_id): document}, log=self._log)
         failpoints = self._resources.failpoints
         await failpoints.fail("timeline-delete-before-rm", text="failpoint: {}")
         await self._names.forget(timeline_id)

@@ -72,6 +72,14 @@ class WayIn(Protocol):
         """
         ...
 
+    async def drop_slot(self, document: SourceDocument) -> str | None:
+        """Drop the replication slot of a timeline that is deleted, and return its name; None if there is none (any
+        more).
+
+        Raises RequestError, UnavailableError: it may still be there, and retain WAL.
+        """
+        ...
+
     def open_source(self, slot: SourceSlot) -> WalSource | None:
         """Return the source that the slot's document describes, or None if it describes none (a history from files, a
         branch).

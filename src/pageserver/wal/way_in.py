@@ -231,6 +231,21 @@ class PostgresWayIn:
                 shown["slot_state_error"] = str(error)
         return shown
 
+    async def drop_slot(self, document: SourceDocument) -> str | None:
+        """Drop the slot that the document names at its primary; see `tenant/way_in.py`."""
+        source = parse_source(document.body) if "version" in document.body else None
+        if source is None or source.connection is None or source.slot is None:
+            return None
+        connection, slot = source.connection, source.slot
+
+        def drop() -> bool:
+            with PrimaryConnection.connect(
+                connection, application_name=self._application_name, timeout_seconds=_CONNECT_TIMEOUT_SECONDS
+            ) as primary:
+                return drop_slot_patiently(primary, slot)
+
+        return slot if await run_blocking(drop) else None
+
     async def _source_now(self, timeline: Timeline) -> StoredSource:
         """Return the timeline's document, or what stands for it where there is none: Neon wrote it."""
         document = timeline.document
