@@ -18,6 +18,7 @@ from pageserver.cli.client import Session
 from pageserver.cli.moments import find_lsn
 from pageserver.cli.output import make_table, show, tenant_option, timeline_option
 from pageserver.cli.restore_directory import Tablespace, Target, give_to, restore
+from pageserver.cli.working import working
 from pageserver.errors import PageServerError
 from pageserver.lsn import Lsn
 from pageserver.postgres.installation import find_installation
@@ -63,7 +64,9 @@ def restore_command(
         _check_user(user)
     path = session.timeline_path(tenant, timeline)
     at = _choose_lsn(session, path, lsn, moment)
-    manifest = session.client.get(f"{path}/data_directory", lsn=str(at), parts=PARTS, tli=tli)
+    with working(session, f"asking for the data directory at {at}"):
+        manifest = session.client.get(f"{path}/data_directory", lsn=str(at), parts=PARTS, tli=tli)
+    programs = None if port is None else _find_programs(manifest, pg_bin)
     target = Target(directory.absolute(), _parse_mappings(mappings))
     try:
         _download(session, f"{path}/data_directory/part", manifest, target, tli)
@@ -71,8 +74,8 @@ def restore_command(
         raise click.ClickException(str(error)) from error
     if os.geteuid() == 0:
         give_to(user, [target.directory, *target.tablespace_mapping.values()])
-    if port is not None:
-        _start(target.directory, port, pg_bin or _find_bin(manifest), user)
+    if port is not None and programs is not None:
+        _start(target.directory, port, programs, user)
     result = {**{key: manifest[key] for key in _SHOWN}, "directory": str(target.directory), "port": port}
     show(session, result, lambda: make_table(("", ""), [(key, str(value)) for key, value in result.items()]))
 
@@ -148,13 +151,21 @@ def _download(session: Session, base: str, manifest: dict[str, Any], target: Tar
         )
 
 
-def _find_bin(manifest: dict[str, Any]) -> Path:
-    """Return the folder of the programs that fit the restored directory: the page server's own, or the system's."""
+def _find_programs(manifest: dict[str, Any], pg_bin: Path | None) -> Path:
+    """Return the folder of the programs that fit the restored directory: the given one, the page server's own, or the
+    system's. Looked for before anything is restored.
+    """
     folder, major = manifest["pg_installation"], manifest["pg_version"]
+    if pg_bin is not None:
+        if not (pg_bin / "pg_ctl").is_file():
+            raise click.UsageError(f"there is no pg_ctl in {pg_bin} (--pg-bin)")
+        return pg_bin
     try:
         return find_installation(major, pg_installations={str(major): folder} if folder else {}).bin
     except PageServerError as error:
-        raise click.ClickException(f"restored, but not started: {error}; or give --pg-bin") from error
+        raise click.ClickException(
+            f"nothing is restored, since it could not be started: {error}; or give --pg-bin"
+        ) from error
 
 
 def _start(directory: Path, port: int, folder: Path, user: str) -> None:

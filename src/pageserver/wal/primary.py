@@ -19,7 +19,7 @@ import select
 import threading
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from psycopg import Error as PsycopgError
 from psycopg import pq
@@ -99,10 +99,7 @@ def check_conninfo(conninfo: str) -> str:
     """
     if "\0" in conninfo:
         raise SourceRefusedError("the connection string holds a zero byte, behind which libpq would not read")
-    try:
-        parameters = conninfo_to_dict(conninfo)
-    except PsycopgError as error:
-        raise SourceRefusedError(f"the connection string does not parse: {str(error).strip()}") from error
+    parameters = _parse_conninfo(conninfo)
     for name in _SECRETS:
         if parameters.get(name):
             raise SourceRefusedError(
@@ -111,6 +108,13 @@ def check_conninfo(conninfo: str) -> str:
             )
     parameters.pop("replication", None)
     return make_conninfo("", **parameters)
+
+
+def _parse_conninfo(conninfo: str) -> dict[str, Any]:
+    try:
+        return conninfo_to_dict(conninfo)
+    except PsycopgError as error:
+        raise SourceRefusedError(f"the connection string does not parse: {str(error).strip()}") from error
 
 
 class PrimaryConnection:
@@ -129,7 +133,7 @@ class PrimaryConnection:
         Raises: SourceSettingError, SourceRefusedError (the server is there but does not let us replicate);
         SourceUnavailableError (not reachable now, or the login failed for a reason that may pass).
         """
-        parameters = conninfo_to_dict(conninfo)
+        parameters = _parse_conninfo(conninfo)
         parameters.update(
             replication="true",
             dbname="replication",  # ignored by the server, and what a passfile calls replication connections

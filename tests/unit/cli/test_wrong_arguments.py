@@ -100,6 +100,24 @@ def test_wal_that_cannot_be_decoded_is_a_failure(tmp_path: Path) -> None:
     )
 
 
+def test_a_connection_string_that_is_none_is_told() -> None:
+    result = CliRunner().invoke(main, ["redo-diff", "--primary", "nonsense=1"])
+    assert (result.exit_code, "does not parse" in result.output) == (1, True), result.output
+
+
+def test_programs_that_are_not_there_are_told_before_anything_is_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    manifest = {"pg_version": 16, "pg_installation": str(tmp_path / "absent")}
+    monkeypatch.setattr("pageserver.cli.client.ApiClient.get", lambda *_, **__: manifest)
+    command = ["restore", "--timeline", TIMELINE, "--tenant", TENANT, "--lsn", "0/1", "--to", str(tmp_path / "to")]
+    for more in (["--start", "5544"], ["--start", "5544", "--pg-bin", str(tmp_path)]):
+        code, text = Server().run(*command, *more, monkeypatch=monkeypatch)
+        assert (code in (1, 2), "--pg-bin" in text) == (True, True), text
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_an_address_that_is_none_is_told() -> None:
     result = CliRunner().invoke(main, ["--url", "http://[::1", "status"])
     assert (result.exit_code, "is not a URL" in result.output) == (2, True), result.output
