@@ -22,7 +22,7 @@ from pageserver.errors import (
     StoppedError,
 )
 from pageserver.ids import Generation, TenantId, TenantShardId
-from pageserver.remote import GenerationRecord, paths, read_generations
+from pageserver.remote import GenerationRecord, StoreUnavailableError, paths, read_generations
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.open_store import versioned_store
 from pageserver.remote.scan import StoredShard, scan_tenant
@@ -271,7 +271,7 @@ class TenantManager:
     async def delete(self, shard: TenantShardId) -> None:
         """Delete a shard for good: local files, then all objects below its prefix. Absent is fine; claims stay.
 
-        Raises SlotChangingError, StaleDeletionError, and what the store raises.
+        Raises SlotChangingError, StaleDeletionError, InternalError (the store fails).
         """
         self._check_changeable()
 
@@ -282,15 +282,22 @@ class TenantManager:
         async def let_go(documents: Mapping[str, bytes]) -> None:
             await drop_slots(self._resources.way_in, decode_documents(documents), log=self._log)
 
+        async def delete_objects() -> None:
+            try:
+                await delete_tenant_objects(self._resources.storage, shard, check=check, let_go=let_go)
+            except StoreUnavailableError as error:
+                # A 500, unlike elsewhere: here a 503 says that the slot is busy (http-api.md 4.2).
+                raise InternalError(f"the tenant's objects could not be deleted: {error}", shard=shard) from error
+
         async with self._changing(shard, busy=SlotChangingError) as old:
             await check()
             if isinstance(old, Tenant):
                 await old.shut_down(flush=False)
             if not self._resources.stores_layers:
                 # Layers are only on this disk: they stay until no index names them.
-                await delete_tenant_objects(self._resources.storage, shard, check=check, let_go=let_go)
+                await delete_objects()
             await asyncio.to_thread(self._local.purge, shard)
-            await delete_tenant_objects(self._resources.storage, shard, check=check, let_go=let_go)
+            await delete_objects()
             self._forget(shard)
 
     def _forget(self, shard: TenantShardId) -> None:
@@ -421,7 +428,7 @@ class TenantManager:
                     await tenant.flush()
             except TimeoutError:
                 self._log.warning("flush before the hand-over timed out", tenant=str(tenant.shard))
-            except PageServerError as error:
+            except (PageServerError, OSError) as error:
                 raise InternalError(f"Failed to flush: {error}") from error
 
     def _spawn(self, shard: TenantShardId, location: LocationConfig, *, lazy: bool) -> None:

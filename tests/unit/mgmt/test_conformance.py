@@ -11,6 +11,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from pageserver.failpoints import Failpoints
+from pageserver.remote import StoreUnavailableError
 from pageserver.tenant.slots import MapState
 from pageserver.tenant.state import TenantState, TenantStatus
 from pageserver.tenant.utilization import Utilization, evaluate
@@ -117,6 +118,23 @@ async def test_effective_settings_are_neons(api: Api) -> None:
 async def test_a_tenant_that_is_not_here_can_be_deleted(api: Api) -> None:
     """18."""
     assert await api.ask("DELETE", f"/v1/tenant/{'7' * 32}") == (200, None)
+
+
+async def test_a_store_that_fails_makes_the_deletion_of_a_tenant_fail(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500, not 503, which is for a busy slot (http-api.md 4.2); the request may be repeated."""
+
+    async def fail(_: object) -> None:
+        raise StoreUnavailableError("no answer", operation="delete", key="k")
+
+    await api.follow()
+    with monkeypatch.context() as patch:
+        patch.setattr(api.world.storage, "delete", fail)
+        status, body = await api.ask("DELETE", T)
+        assert (status, "no answer" in body["msg"]) == (500, True)
+    assert await api.ask("DELETE", T) == (200, None)
+    assert [item.key async for item in api.world.storage.list_objects(f"tenants/{TENANT}")] == []
 
 
 async def test_failpoints_of_the_whole_api_leave_their_own_route_open(tmp_path: Path) -> None:
