@@ -176,6 +176,15 @@ def open_storage(config: ServerConfig, clock: Clock, log: Any) -> tuple[Retrying
     return storage, remote is not None
 
 
+@contextlib.contextmanager
+def naming(key: str, address: str) -> Iterator[None]:
+    """Say which setting's address it is that cannot be listened on. Raises InvalidSettingError."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidSettingError(f"{key}: cannot listen on {address}: {error}") from error
+
+
 def bind(address: str) -> socket.socket:
     """Bind a listening address `host:port` early, so that conflicts show before anything else happens. Clients that
     connect wait until the server is ready to answer. Raises OSError.
@@ -217,9 +226,11 @@ class _Server:
         config, settings, clock = self._config, self._config.settings, SystemClock()
         counts = ServerCounts()
         startup = StartupTimes(clock, counts)
-        http_socket = bind(settings.listen_http_addr)
+        with naming("listen_http_addr", settings.listen_http_addr):
+            http_socket = bind(settings.listen_http_addr)
         # The page service binds its own socket, but only when tenants have been attached and have new generations.
-        bind(settings.listen_pg_addr).close()
+        with naming("listen_pg_addr", settings.listen_pg_addr):
+            bind(settings.listen_pg_addr).close()
         startup.begin()
         storage, stores_layers = open_storage(config, clock, self._log)
         engine = CoreEngine(settings, self._log, clock)
@@ -324,7 +335,8 @@ class _Server:
             await manager.load_from_disk()
             startup.generations_known()
             async with self._serve_http(context, http_socket):
-                await pages.start(manager)
+                with naming("listen_pg_addr", settings.listen_pg_addr):
+                    await pages.start(manager)
                 startup.ready()
                 self._install_signals()
                 self._log.info("ready", http=settings.listen_http_addr, pg=settings.listen_pg_addr)

@@ -169,6 +169,14 @@ class BasebackupCache(_Table):
     prepare_channel_size: U64 = 100
 
 
+def _check_address(address: str) -> str:
+    """Refuse what is no `host:port` to listen on."""
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError(f"{address!r} is no address to listen on; HINT: it looks like 127.0.0.1:9898")
+    return address
+
+
 def _check_compression_level(setting: str) -> str:
     """A level fits 8 bits with a sign (layer-files.md 5.2)."""
     level = setting.removeprefix("zstd(").removesuffix(")")
@@ -180,8 +188,8 @@ def _check_compression_level(setting: str) -> str:
 class ServerSettings(_Table):
     """The whole of `pageserver.toml`. Relative paths are relative to the working directory."""
 
-    listen_pg_addr: str = "127.0.0.1:64000"
-    listen_http_addr: str = "127.0.0.1:9898"
+    listen_pg_addr: Annotated[str, AfterValidator(_check_address)] = "127.0.0.1:64000"
+    listen_http_addr: Annotated[str, AfterValidator(_check_address)] = "127.0.0.1:9898"
     listen_https_addr: str | None = None
     listen_grpc_addr: str | None = None
     ssl_key_file: str = "server.key"

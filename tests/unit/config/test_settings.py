@@ -54,6 +54,14 @@ def test_the_engine_of_redo_can_be_chosen(tmp_path: Path) -> None:
             read_config(workdir, [override])
 
 
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1", ":9898", "127.0.0.1:99999", "127.0.0.1:", "host:1x"])
+@pytest.mark.parametrize("key", ["listen_http_addr", "listen_pg_addr"])
+def test_an_address_that_is_none_is_refused(key: str, address: str, tmp_path: Path) -> None:
+    """Lost once: `99999` was port 34463, and a missing port a traceback."""
+    with pytest.raises(InvalidSettingError, match=f"{key}: .*looks like 127.0.0.1:9898"):
+        read_config(write(tmp_path, ""), [f"{key}='{address}'"])
+
+
 def test_an_unquoted_text_override_is_explained(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettingError, match="quotes"):
         read_config(write(tmp_path, ""), ["listen_http_addr=0.0.0.0:1"])
