@@ -20,7 +20,7 @@ from pageserver.errors import CorruptDataError
 from pageserver.remote import IndexPart, LayerName, LayerNameError, paths
 from pageserver.remote.local_store import sync_directory
 
-_EPHEMERAL = re.compile(r"ephemeral-\d+")
+_EPHEMERAL = re.compile(r"ephemeral-(\d+)", re.ASCII)
 _SHOWN_MAX = 10
 
 
@@ -66,7 +66,7 @@ def plan_load(files: Mapping[str, int], index: IndexPart) -> LoadPlan:
     unknown: list[str] = []
     for file, size in sorted(files.items()):
         # Temporaries first: the lenient rule for names would take some of them for layers (layer-files.md 2.4).
-        if file.endswith(paths.LAYER_TEMPORARY_SUFFIXES) or _EPHEMERAL.fullmatch(file):
+        if file.endswith(paths.LAYER_TEMPORARY_SUFFIXES) or _is_ephemeral(file):
             remove.append(file)
         elif file in wanted and wanted[file][1] == size:
             resident.append(wanted[file][0])
@@ -103,6 +103,12 @@ def tidy_files(directory: Path, plan: LoadPlan) -> None:
         (directory / name).rename(directory / new_name)
     if plan.files_to_remove or plan.files_to_rename:
         sync_directory(directory)
+
+
+def _is_ephemeral(name: str) -> bool:
+    """The number behind the name has 32 bits."""
+    match = _EPHEMERAL.fullmatch(name)
+    return match is not None and int(match[1]) <= 0xFFFF_FFFF
 
 
 def _is_layer(name: str) -> bool:

@@ -60,7 +60,7 @@ def test_renamed_files_replace_what_was_in_their_place(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {f"{DELTA}-v1-00000003": files[DELTA]}
 
 
-@pytest.mark.parametrize("name", ["metadata", "x.___uninit", "ephemeral-", "ephemeral-1x"])
+@pytest.mark.parametrize("name", ["metadata", "x.___uninit", "ephemeral-", "ephemeral-1x", "ephemeral-4294967296"])
 def test_unknown_files_stop_the_load(name: str) -> None:
     with pytest.raises(UnrecognizedFilesError, match="total 1"):
         plan_load({name: 1}, index(DELTA))
