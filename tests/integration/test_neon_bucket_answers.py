@@ -14,6 +14,8 @@ import structlog
 
 from pageserver.config import ServerSettings
 from pageserver.errors import PageServerError
+from pageserver.ids import ShardIdentity
+from pageserver.keyspace.collect import collect_keyspace
 from pageserver.keyspace.directories import decode_size
 from pageserver.keyspace.key import DEFAULT_TABLESPACE, MAIN_FORK, Key, RelTag, SlruKind
 from pageserver.keyspace.time_search import Future, NoData, Past, Present, find_lsn_for_timestamp, to_postgres_time
@@ -69,6 +71,17 @@ async def test_all_metadata_are_neons(tmp_path: Path) -> None:
         else:
             given = await asyncio.to_thread(answer, timeline, question)
             assert given == {key: question[key] for key in given}, question
+    await world.stop()
+
+
+async def test_the_collected_keyspace_is_neons(tmp_path: Path) -> None:
+    """keyspace.md 8.1, 8.3: all ranges, their order and their joints."""
+    world, timeline = await open_bucket(tmp_path)
+    expected = json.loads((VECTOR / "http" / "keyspace.json").read_text())
+    snapshot = timeline.snapshot(Lsn.parse(expected["at_lsn"]))
+    collected = await asyncio.to_thread(collect_keyspace, snapshot, ShardIdentity.unsharded())
+    assert len(expected["keys"]) > 1000
+    assert collected.to_json() == expected
     await world.stop()
 
 
