@@ -52,7 +52,9 @@ class UnknownAncestorError(InternalError):
     """500, as Neon answers it."""
 
     def __init__(self, *, timeline_id: TimelineId) -> None:
-        super().__init__("Cannot branch off the timeline that's not present in pageserver", timeline_id=timeline_id)
+        super().__init__(
+            f"Cannot branch off the timeline that's not present in pageserver: {timeline_id}", timeline_id=timeline_id
+        )
 
 
 class ShardedBootstrapError(NotBuiltError):
