@@ -25,7 +25,7 @@ from pageserver.errors import (
     UnavailableError,
 )
 from pageserver.remote.remote_timeline import ArchivalTimeoutError
-from pageserver.tenant import BranchRefusedError, CreationInProgressError, DifferentParametersError
+from pageserver.tenant import BranchRefusedError, CreationInProgressError, DifferentParametersError, FencedError
 
 
 class ApiError(Exception):
@@ -66,6 +66,7 @@ _ANSWERS: tuple[tuple[type[Exception], _Answer], ...] = (
     (LsnTimeoutError, _Answer(408, "{}")),
     (ArchivalTimeoutError, _Answer(408, "{}")),
     (UnavailableError, _Answer(503, "{}")),
+    (FencedError, _Answer(503, "{}")),
     (StoppedError, _Answer(503, "Shutting down")),
     (CorruptDataError, _Answer(500, "{}")),
     (InternalError, _Answer(500, "{}")),

@@ -16,6 +16,7 @@ from pageserver.tenant.resources import PageRegistry, TenantFacts, TenantResourc
 from pageserver.tenant.source_slot import RootParameters, SourceSlot
 from pageserver.tenant.state import TenantStatus
 from pageserver.tenant.tenant import Tenant
+from pageserver.tenant.tenant_errors import FencedError
 from pageserver.tenant.way_in import WalSource, WayIn
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "BranchRefusedError",
     "CreationInProgressError",
     "DifferentParametersError",
+    "FencedError",
     "LocationConfig",
     "PageRegistry",
     "RootParameters",

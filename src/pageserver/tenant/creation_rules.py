@@ -14,13 +14,13 @@ from pageserver.errors import (
     NotBuiltError,
     PreconditionFailedError,
     RequestError,
-    StoppedError,
     UnavailableError,
 )
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import IndexPart, TimelineMetadata
 from pageserver.remote.source_document import SourceDocument
+from pageserver.tenant.tenant_errors import FencedError
 
 
 class DifferentParametersError(ConflictError):
@@ -64,14 +64,11 @@ class ShardedBootstrapError(NotBuiltError):
         super().__init__("bootstrap of a timeline of a sharded tenant", shard=shard)
 
 
-class StaleCreationError(StoppedError):
+class StaleCreationError(FencedError):
     """503: another server has the tenant in a newer generation; what is made here would not be seen there."""
 
     def __init__(self, *, shard: TenantShardId, generation: Generation) -> None:
-        super().__init__(
-            f"tenant {shard} is attached elsewhere in a newer generation than {generation}: no cluster is made here",
-            shard=shard,
-        )
+        super().__init__("no cluster is made here", shard=shard, generation=generation)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
-from pageserver.errors import CorruptDataError, NotFoundError, PageServerError, StoppedError
+from pageserver.errors import CorruptDataError, NotFoundError, PageServerError
 from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.remote import (
     IndexPart,
@@ -41,6 +41,7 @@ from pageserver.remote.retry import pause_seconds
 from pageserver.remote.source_document import delete_source_documents
 from pageserver.remote.tombstones import write_tombstone
 from pageserver.tenant.resources import TenantResources
+from pageserver.tenant.tenant_errors import FencedError
 from pageserver.timeline import Timeline
 
 _MARK_ATTEMPTS = 3
@@ -48,15 +49,11 @@ _READS_MAX = 32
 _FLUSH_TELL_SECONDS = 10.0
 
 
-class StaleDeletionError(StoppedError):
+class StaleDeletionError(FencedError):
     """Another server has the tenant in a newer generation: it decides what is deleted."""
 
     def __init__(self, *, shard: TenantShardId, generation: Generation) -> None:
-        super().__init__(
-            f"tenant {shard} is attached elsewhere in a newer generation than {generation}: nothing is deleted here",
-            hint="send the request to the server that has it",
-            shard=shard,
-        )
+        super().__init__("nothing is deleted here", shard=shard, generation=generation)
 
 
 async def mark_deleted(

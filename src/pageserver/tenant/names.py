@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pageserver.errors import ConflictError, NotFoundError, PageServerError, StoppedError
+from pageserver.errors import ConflictError, NotFoundError, PageServerError
 from pageserver.ids import Generation, IdParseError, TenantShardId, TimelineId
 from pageserver.remote.names import NO_NAMES, NamesDecodeError, check_name, read_names, write_names
 from pageserver.tenant.deletion import holds_newest_generation
@@ -26,7 +26,7 @@ from pageserver.tenant.loading import insist
 from pageserver.tenant.owned import run_owned
 from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.tasks import TaskScope
-from pageserver.tenant.tenant_errors import TimelineNotFoundError
+from pageserver.tenant.tenant_errors import FencedError, TimelineNotFoundError
 
 T = TypeVar("T")
 Change = Callable[[dict[str, TimelineId]], None]
@@ -46,14 +46,11 @@ class NameNotFoundError(NotFoundError):
         super().__init__(f"no timeline is called {name!r}", name=name)
 
 
-class StaleNamesError(StoppedError):
+class StaleNamesError(FencedError):
     """Another server has the tenant in a newer generation, and with it the names."""
 
     def __init__(self, *, shard: TenantShardId, generation: Generation) -> None:
-        super().__init__(
-            f"tenant {shard} is attached elsewhere in a newer generation than {generation}: names are changed there",
-            shard=shard,
-        )
+        super().__init__("names are changed there", shard=shard, generation=generation)
 
 
 class TenantNames:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pageserver.errors import InternalError, NotFoundError, StoppedError
-from pageserver.ids import TenantShardId, TimelineId
+from pageserver.ids import Generation, TenantShardId, TimelineId
 from pageserver.timeline import TimelineState
 
 
@@ -28,6 +28,18 @@ class TenantBrokenError(InternalError):
 
     def __init__(self, *, reason: str) -> None:
         super().__init__(f"tenant is broken: {reason}", reason=reason)
+
+
+class FencedError(StoppedError):
+    """503, with the reason: another server has the tenant in a newer generation, and decides what is asked for here."""
+
+    def __init__(self, what_is_not_done: str, *, shard: TenantShardId, generation: Generation) -> None:
+        super().__init__(
+            f"tenant {shard} is attached elsewhere in a newer generation than {generation}: {what_is_not_done}",
+            hint="send the request to the server that has it",
+            shard=shard,
+            generation=generation,
+        )
 
 
 class TenantStoppingError(StoppedError):

@@ -11,7 +11,8 @@ import structlog
 from structlog.testing import capture_logs
 
 from pageserver.failpoints import Failpoints
-from pageserver.remote import StoreUnavailableError
+from pageserver.ids import Generation
+from pageserver.remote import StoreUnavailableError, paths
 from pageserver.tenant.slots import MapState
 from pageserver.tenant.state import TenantState, TenantStatus
 from pageserver.tenant.utilization import Utilization, evaluate
@@ -135,6 +136,18 @@ async def test_a_store_that_fails_makes_the_deletion_of_a_tenant_fail(
         assert (status, "no answer" in body["msg"]) == (500, True)
     assert await api.ask("DELETE", T) == (200, None)
     assert [item.key async for item in api.world.storage.list_objects(f"tenants/{TENANT}")] == []
+
+
+async def test_a_server_that_was_overtaken_says_so(api: Api) -> None:
+    """Goal: a refusal of what the newer server decides gives the reason, not that the server is stopping."""
+    await api.follow()
+    await api.world.storage.put(paths.claim_key(TENANT, Generation(2)), b"{}")
+    for path, what in ((f"{TL}/{ROOT}", "nothing is deleted here"), (T, "nothing is deleted here")):
+        status, body = await api.ask("DELETE", path)
+        assert status == 503
+        assert f"attached elsewhere in a newer generation than 00000001: {what}" in body["msg"]
+    status, body = await api.ask("PUT", f"{T}/name/main", {"timeline_id": str(ROOT)})
+    assert (status, "names are changed there" in body["msg"]) == (503, True)
 
 
 async def test_failpoints_of_the_whole_api_leave_their_own_route_open(tmp_path: Path) -> None:
