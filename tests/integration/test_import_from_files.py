@@ -57,6 +57,22 @@ def test_all_pages_are_neons_and_stay_so_after_a_kill(imported: PageServerProces
     assert different_pages(imported, every=20) == []
 
 
+def test_a_base_lsn_that_is_not_the_backups_is_refused(imported: PageServerProcess, server_dir: Path) -> None:
+    """What was lost: WAL between the backup's start and a later base_lsn, without a word."""
+    backup = next(server_dir.rglob("base.tar")).read_bytes()
+    path = f"/v1/tenant/{TENANT}/timeline/{'bb' * 16}"
+    with httpx.Client(base_url=imported.url, timeout=300) as client:
+        for lsn, message in [
+            ("0/2000060", "the backup's START WAL LOCATION is 0/2000028, but base_lsn is 0/2000060"),
+            ("0/2000000", "the backup's START WAL LOCATION is 0/2000028, but base_lsn is 0/2000000"),
+            ("0/0", "invalid base_lsn 0/0"),
+        ]:
+            query = f"base_lsn={lsn}&end_lsn=0/2000100&pg_version=16&flavour=stock"
+            response = client.put(f"{path}/import_basebackup?{query}", content=backup)
+            assert response.status_code == 500 and message in response.text, response.text
+            assert client.get(path).status_code == 404
+
+
 def test_backups_come_over_the_page_service(imported: PageServerProcess) -> None:
     sizes = {}
     with psycopg.connect(host="127.0.0.1", port=imported.pg_port, user="x", dbname="x", autocommit=True) as connection:

@@ -28,6 +28,7 @@ from pageserver.keyspace.key import (
     SLRU_SEGMENT_BLOCKS,
     SlruKind,
 )
+from pageserver.lsn import Lsn
 from pageserver.postgres.relation_files import (
     RELMAP_FILE,
     RelationFileNameError,
@@ -98,6 +99,19 @@ class DataDirectory:
     tablespaces: tuple[tuple[int, str], ...]
     backup_label: str | None
     signal: str | None
+
+    @property
+    def backup_start_lsn(self) -> Lsn | None:
+        """Where WAL has to be replayed from, as the `backup_label` of a base backup says; none without one.
+
+        Raises: DataDirectoryError.
+        """
+        if self.backup_label is None:
+            return None
+        found = re.match(r"START WAL LOCATION: ([0-9A-F]+/[0-9A-F]+) ", self.backup_label)
+        if found is None:
+            raise DataDirectoryError("backup_label does not begin with the backup's START WAL LOCATION")
+        return Lsn.parse(found[1])
 
     @property
     def total_blocks(self) -> int:

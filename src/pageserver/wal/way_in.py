@@ -22,7 +22,7 @@ from pageserver.errors import (
 )
 from pageserver.failpoints import Failpoints
 from pageserver.keyspace.key import Key
-from pageserver.lsn import Lsn
+from pageserver.lsn import INVALID_LSN, Lsn
 from pageserver.postgres.checkpoint import Checkpoint
 from pageserver.postgres.control_file import ClusterState, ControlFile
 from pageserver.postgres.initdb import Initdb, is_neon
@@ -33,7 +33,7 @@ from pageserver.tenant.way_in import PreparedSource, WalSource
 from pageserver.timeline.engine import TimelineStore
 from pageserver.timeline.info import ImportProgress, SourceStatus
 from pageserver.timeline.timeline import Timeline
-from pageserver.wal.data_directory import DataDirectory, Spool, scan_data_directory
+from pageserver.wal.data_directory import DataDirectory, DataDirectoryError, Spool, scan_data_directory
 from pageserver.wal.import_files import WalSegments, read_in_thread
 from pageserver.wal.ingest import WalApplier
 from pageserver.wal.primary import PrimaryConnection, PrimaryFacts, check_conninfo
@@ -313,6 +313,8 @@ class PostgresWayIn:
         """
         if not slot.shard_identity.is_unsharded():
             raise RequestError("a base backup can only be imported into an unsharded tenant")
+        if base_lsn == INVALID_LSN:
+            raise RequestError(f"invalid base_lsn {base_lsn}")
         is_stock = flavour == "stock"
         spool_directory = self._spool_of(slot)
         found: list[DataDirectory] = []
@@ -329,6 +331,8 @@ class PostgresWayIn:
             (directory,) = found
             control = ControlFile(directory.control_file)
             check_control_file(control, system_identifier=None, pg_version=pg_version)
+            if is_stock:
+                _check_backup_start(directory, base_lsn)
             is_clean = control.state == ClusterState.SHUTDOWNED or not is_stock
             source = StoredSource(
                 flavour=Flavour(flavour),
@@ -538,6 +542,18 @@ class PrimarySource:
 
     async def _save(self, source: StoredSource) -> None:
         await self._slot.save_document(source_body(source))
+
+
+def _check_backup_start(directory: DataDirectory, base_lsn: Lsn) -> None:
+    """WAL from a later position on would lack changes that the copy does not have, and nobody would notice. From an
+    earlier one on, the end of this backup would never be recognised.
+    """
+    start = directory.backup_start_lsn
+    if start is not None and start != base_lsn:
+        raise DataDirectoryError(
+            f"the backup's START WAL LOCATION is {start}, but base_lsn is {base_lsn}",
+            hint="import it with base_lsn as its backup_label says",
+        )
 
 
 def new_applier(
