@@ -48,6 +48,16 @@ class ApiClient:
     def get(self, path: str, **params: Any) -> Any:
         return self._json(self._ask("GET", path, params=_given(params)))
 
+    def exists(self, path: str) -> bool:
+        """Return whether there is an answer other than 404."""
+        try:
+            self._ask("GET", path)
+        except ApiRefusal as refusal:
+            if refusal.status != httpx.codes.NOT_FOUND:
+                raise
+            return False
+        return True
+
     def get_bytes(self, path: str, **params: Any) -> httpx.Response:
         """Fetch a body as it is."""
         return self._ask("GET", path, params=_given(params), headers={"accept": "application/octet-stream"})

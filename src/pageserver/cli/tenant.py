@@ -93,13 +93,20 @@ def generations(session: Session, tenant_id: str | None, limit: int | None) -> N
 def time_travel(session: Session, tenant_id: str, travel_to: str, done_if_after: str | None) -> None:
     """Bring the objects of a tenant back to how they were; versioned S3 buckets only. Detach it everywhere before."""
     begun = done_if_after or SystemClock().now().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    path = f"/v1/tenant/{parse_tenant(tenant_id)}/time_travel_remote_storage"
+    shard = parse_tenant(tenant_id)
+    path = f"/v1/tenant/{shard}/time_travel_remote_storage"
     text = f"travelling to {travel_to}; if this breaks off, repeat it with --done-if-after {begun}"
     with working(session, text):
         try:
             session.client.put(path, travel_to=travel_to, done_if_after=begun)
         except (ApiRefusal, Unreachable) as error:
+            if isinstance(error, ApiRefusal) and error.status < 500:
+                raise  # nothing was begun
             raise click.ClickException(f"{error.message}; to repeat it: --done-if-after {begun}") from error
+    if not session.client.exists(f"/v1/tenant/{shard.tenant_id}/scan_remote_storage"):
+        raise click.ClickException(
+            f"there is nothing of tenant {shard.tenant_id} in the store, nor was there at {travel_to}"
+        )
     answer = {"travel_to": travel_to, "done_if_after": begun}
     show(
         session,

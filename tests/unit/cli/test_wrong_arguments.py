@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,30 @@ def test_a_restore_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_pa
     process.send_signal(number)
     assert process.wait(30) == 128 + number
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("travel", "scan", "status", "says", "silent"),
+    [
+        (200, 200, 0, "pagectl tenant create", "--done-if-after"),
+        (200, 404, 1, "there is nothing of tenant", "--done-if-after"),
+        (500, 200, 1, "to repeat it: --done-if-after 2026", "pagectl tenant create"),
+        (409, 200, 1, "says the server", "--done-if-after"),
+    ],
+)
+def test_time_travel_tells_how_to_go_on(
+    travel: int, scan: int, status: int, says: str, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost once: what is needed to repeat a travel that broke off, with the spinner that had said it; and a mistyped
+    tenant was a success.
+    """
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        code = travel if request.method == "PUT" else scan
+        return httpx.Response(code, json={"msg": "says the server"} if code != 200 else {})
+
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer))
+    monkeypatch.setattr("pageserver.cli.client.httpx.Client", lambda **_: client)
+    monkeypatch.setattr("pageserver.cli.tenant.SystemClock.now", lambda _: datetime(2026, 1, 1, tzinfo=UTC))
+    result = CliRunner().invoke(main, ["tenant", "time-travel", TENANT, "--to", "2025-01-01T00:00:00Z"])
+    assert (result.exit_code, says in result.output, silent in result.output) == (status, True, False), result.output
