@@ -366,24 +366,28 @@ class RemoteTimeline:
 
     async def download_layer(self, name: str, entry: LayerEntry, temporary_number: int) -> Path:
         """Fetch a layer into the timeline's directory. Raises MissingLayerError, CorruptDataError (wrong size),
-        UnavailableError.
+        UnavailableError; then nothing of it stays, since whoever reads may ask for it again and again.
         """
         if not self._context.stores_layers:
             raise MissingLayerError(timeline_id=self._timeline_id, name=name)
         target = self._directory / paths.local_layer_name(name, entry.generation)
         temporary = target.with_name(f"{target.name}.{temporary_number:x}.temp_download")
         await self._context.failpoints.pause("before-downloading-layer-stream-pausable")
-        size = await self._fetch(self._key(name, entry), temporary)
-        if size != entry.file_size:
-            raise CorruptDataError(
-                f"According to layer file metadata should have downloaded {entry.file_size} bytes "
-                f"but downloaded {size} bytes",
-                name=name,
-                expected=entry.file_size,
-                got=size,
-            )
-        await self._context.failpoints.fail("remote-storage-download-pre-rename")
-        await asyncio.to_thread(temporary.rename, target)
+        try:
+            size = await self._fetch(self._key(name, entry), temporary)
+            if size != entry.file_size:
+                raise CorruptDataError(
+                    f"According to layer file metadata should have downloaded {entry.file_size} bytes "
+                    f"but downloaded {size} bytes",
+                    name=name,
+                    expected=entry.file_size,
+                    got=size,
+                )
+            await self._context.failpoints.fail("remote-storage-download-pre-rename")
+            await asyncio.to_thread(temporary.rename, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         return target
 
     # Private

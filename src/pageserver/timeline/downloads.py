@@ -4,8 +4,8 @@
                     ◀─────────── everybody who waits for that layer goes on, or gets its error
 
 Invariants: a file under a layer's final name is complete and has the size that the index says; a download that fails
-or is cancelled leaves a temporary file at most, which the next start removes; a reader that gives up does not stop the
-download of others. After `close` nothing is brought any more and every waiter has been told.
+or is cancelled leaves nothing, a crash a temporary file, which the next start removes; a reader that gives up does not
+stop the download of others. After `close` nothing is brought any more and every waiter has been told.
 """
 
 from __future__ import annotations

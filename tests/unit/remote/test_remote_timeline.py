@@ -12,7 +12,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from pageserver.errors import PreconditionFailedError
+from pageserver.errors import CorruptDataError, PreconditionFailedError
 from pageserver.ids import Generation, ShardCount, ShardIndex, ShardNumber
 from pageserver.lsn import Lsn
 from pageserver.remote import IndexDecodeError, IndexPart, LayerEntry, LocalStore, index_changes, paths
@@ -227,6 +227,19 @@ async def test_a_vanished_file_counts_as_uploaded_but_another_size_does_not(tmp_
     world.write(2, size=10)
     await timeline.wait_completion()
     assert await world.layers() == stored(0, 2)
+    await world.close(timeline)
+
+
+async def test_an_object_of_another_size_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    """Goal: clients that read a truncated layer again and again do not fill the disk."""
+    world = World(tmp_path)
+    entry = LayerEntry(10, Generation(1))
+    await world.store.put(paths.layer_key(SHARD.tenant_id, entry.shard, TIMELINE, name(0), Generation(1)), b"short")
+    timeline = world.open(index(0), loaded=True)
+    for number in (1, 2):
+        with pytest.raises(CorruptDataError, match="should have downloaded 10 bytes but downloaded 5 bytes"):
+            await timeline.download_layer(name(0), entry, number)
+    assert list(world.directory.iterdir()) == []
     await world.close(timeline)
 
 
