@@ -959,6 +959,12 @@ class LeaseAnswer:
     def fail(self, kind: str, message: str) -> None:
         """``kind`` as in ``BackupSink.fail``."""
 
+@final
+class StatusAnswer:
+    """Takes the words about a timeline's WAL receiver, once. Dropped or late, ``Not active`` stands in for them."""
+
+    def give(self, status: str) -> None: ...
+
 @type_check_only
 class PageServiceHandler(Protocol):
     """What the page service asks. Methods are called in the event loop and must return at once."""
@@ -974,8 +980,13 @@ class PageServiceHandler(Protocol):
     def activate(self, tenant_id: bytes, shard: tuple[int, int]) -> None:
         """A request waits for this shard, which is not active yet: let it jump the queue."""
 
+    def receiver_status(
+        self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes, answer: StatusAnswer
+    ) -> None:
+        """Say what the WAL receiver is doing: the end of the time-out message (page-service.md 3.3)."""
+
     def log(self, level: str, text: str) -> None:
-        """``level``: ``info``, ``warning`` or ``error``."""
+        """``level``: ``info``, ``warning``, ``error`` or ``critical``."""
 
 @final
 class ServedTimeline:
@@ -985,9 +996,6 @@ class ServedTimeline:
         """Replace what may be read below the GC cutoff: LSN to expiry in milliseconds since 1970; until
         ``grace_until_millis`` everything (page-service.md 3.4).
         """
-
-    def set_receiver_status(self, status: str) -> None:
-        """The free text at the end of the time-out message (page-service.md 3.3)."""
 
     def wait_left(self, timeout_seconds: float) -> bool:
         """After closing: wait until no read uses the timeline any more. False on time-out. Blocks."""

@@ -37,7 +37,7 @@ _REASONS: dict[str, str] = {
     "pageserve: not counted yet": """
         page_service_pagestream_batch_wait_time_seconds page_service_pagestream_batch_wait_time_seconds_global
         page_service_pagestream_flush_in_progress_micros""",
-    "pageserve: tenants' throttles are not configured": """
+    "pageserve: what throttles do is not counted": """
         tenant_throttling_count tenant_throttling_count_accounted_finish
         tenant_throttling_count_accounted_finish_global tenant_throttling_count_accounted_start
         tenant_throttling_count_accounted_start_global tenant_throttling_count_global

@@ -25,6 +25,7 @@ from pageserver._core import (
     LeaseAnswer,
     PageService,
     ServedTimeline,
+    StatusAnswer,
     TimelineStore,
 )
 from pageserver.errors import NotFoundError, RequestError, StoppedError
@@ -45,6 +46,7 @@ class Handler:
 
     make: Callable[[BackupRequest, BackupSink], None] | None = None
     valid_until: int | None = None
+    receiver: str | None = None
     log_lines: list[str] = field(default_factory=list)
     activated: list[tuple[bytes, tuple[int, int]]] = field(default_factory=list)
 
@@ -64,6 +66,13 @@ class Handler:
 
     def activate(self, tenant_id: bytes, shard: tuple[int, int]) -> None:
         self.activated.append((tenant_id, shard))
+
+    def receiver_status(
+        self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes, answer: StatusAnswer
+    ) -> None:
+        assert (tenant_id, shard, timeline_id) == (TENANT, (0, 0), TIMELINE)
+        if self.receiver is not None:
+            answer.give(self.receiver)
 
     def log(self, level: str, text: str) -> None:
         self.log_lines.append(f"{level}: {text}")
@@ -181,12 +190,16 @@ async def test_pages_of_a_store_reach_a_client(tmp_path: Path) -> None:
 
 async def test_a_lsn_that_does_not_come_is_an_error_with_the_receivers_status(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
-        w.timeline.set_receiver_status("waiting for a primary")
+        w.handler.receiver = "waiting for a primary"
         connection = await asyncio.to_thread(w.page_stream)
         connection.sendall(get_page(0, not_modified_since=0x9000))
         _, payload = await asyncio.to_thread(message, connection)
         assert payload[25:].startswith(b"LSN timeout: Timed out while waiting for WAL record at LSN 0/9000 to arrive")
         assert payload.endswith(b"WalReceiver status: waiting for a primary\0")
+        w.handler.receiver = None
+        connection.sendall(get_page(0, not_modified_since=0x9000))
+        _, payload = await asyncio.to_thread(message, connection)
+        assert payload.endswith(b"WalReceiver status: Not active\0"), "nobody knows"
         connection.close()
 
 

@@ -60,7 +60,7 @@ def test_log_lines_that_find_no_room_are_counted() -> None:
         ask(port)
         assert loop.entered.wait(30)
         ask(port)
-        assert service.metrics()["questions_dropped"] == {"backup": 0, "lease": 0, "activate": 0, "log": 0}
+        assert not any(service.metrics()["questions_dropped"].values())
         ask(port)
         assert service.metrics()["questions_dropped"]["log"] == 1
         loop.released.set()

@@ -226,6 +226,47 @@ def test_another_program_is_started_as_configured_and_its_garbage_is_not_served(
         assert server.is_running()
 
 
+def test_a_program_that_prints_zeros_makes_no_pages_of_zeros(setting: Setting) -> None:
+    """Goal: zeros are garbage, too, where a record makes a page; what the program says, and that a page could not be
+    made, is in the log as alerts expect it (walredo.md 1.1, 2.1, 4.1).
+    """
+    program = setting.folder / "zeros" / "bin" / "postgres"
+    program.parent.mkdir(parents=True)
+    program.write_text(
+        "#!/bin/sh\n"
+        "echo '2026-01-01 LOG:  all is well' >&2\n"
+        "echo 'WARNING:  nothing but zeros' >&2\n"
+        "yes 'FATAL:  a flood' | head -100000 >&2\n"
+        "exec cat /dev/zero\n"
+    )
+    program.chmod(0o755)
+    other = {**setting.with_process(), f"redo_programs.{MAJOR}": f"'{program}'", "log_format": "'json'"}
+    with setting.serve(**other) as server:
+        log_at = server.log_path.stat().st_size
+        with pytest.raises(httpx.HTTPStatusError, match="500"):
+            setting.page(server, 0, setting.keys[0])
+        text = server.log_path.read_text()[log_at:]
+        assert server.metrics()['libmetrics_tracing_event_count{level="critical"}'] == 1
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    messages = [(line["level"], line["fields"]["message"]) for line in lines]
+    output = [line for line in lines if line["fields"]["message"] == "received output"]
+    owner, timeline = setting.tenants[0]
+    spans = {
+        (line["level"], line["span"]["name"], line["span"]["tenant_id"], line["span"]["shard_id"]) for line in output
+    }
+    assert spans == {("ERROR", "wal-redo-postgres-stderr", owner, "0000")}
+    said = [line["fields"]["output"] for line in output]
+    assert "WARNING:  nothing but zeros" in said and not any("LOG:" in line for line in said)
+    assert len(said) < 3000 and any("more lines within a second" in line for line in said)
+    failures = [(level, text) for level, text in messages if text.startswith("error applying ")]
+    assert [level for level, _ in failures] == ["ERROR"] * 3
+    assert "during read page, from base image with LSN" in failures[0][1]
+    begin = (
+        f"CRITICAL: [tenant_shard_id: {owner}, timeline_id: {timeline}] walredo failure during page reconstruction: "
+    )
+    assert len([text for level, text in messages if level == "ERROR" and text.startswith(begin)]) == 1
+
+
 def test_the_next_server_removes_what_a_killed_one_left_in_memory(setting: Setting) -> None:
     """Goal: scratch directories go, also after kill -9. Method: kill a server that has a process, start it again."""
     with setting.serve(**setting.with_process()) as server:

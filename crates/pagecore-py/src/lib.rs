@@ -40,7 +40,7 @@ mod _core {
     #[pymodule_export]
     use crate::redo_page::{redo_page, stamp_checksums};
     #[pymodule_export]
-    use crate::serve::{PageService, PyBackupRequest, PyBackupSink, PyLeaseAnswer, ServedTimeline};
+    use crate::serve::{PageService, PyBackupRequest, PyBackupSink, PyLeaseAnswer, PyStatusAnswer, ServedTimeline};
     #[pymodule_export]
     use crate::store::{Caches, OpenLayerInfo, TimelineStore};
     #[pymodule_export]

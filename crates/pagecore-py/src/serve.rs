@@ -23,6 +23,7 @@ use pageserve::throttle::ThrottleConfig;
 use pageserve::timeline::{Closed, Leases, Timeline};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
+use tokio::sync::oneshot;
 
 use crate::errors::{bad_argument, raise};
 use crate::python_store::PageBridge;
@@ -50,6 +51,7 @@ enum Question {
     Backup(BackupRequest, BackupSink),
     Lease(TenantShardId, TimelineId, Lsn, LeaseAnswer),
     Activate(TenantShardId),
+    ReceiverStatus(TenantShardId, TimelineId, oneshot::Sender<String>),
     Log(LogLevel, String),
 }
 
@@ -59,6 +61,7 @@ impl Question {
             Question::Backup(..) => QuestionKind::Backup,
             Question::Lease(..) => QuestionKind::Lease,
             Question::Activate(..) => QuestionKind::Activate,
+            Question::ReceiverStatus(..) => QuestionKind::ReceiverStatus,
             Question::Log(..) => QuestionKind::Log,
         }
     }
@@ -91,6 +94,10 @@ impl Handler for Questions {
 
     fn activate(&self, tenant_shard: TenantShardId) {
         self.ask(Question::Activate(tenant_shard));
+    }
+
+    fn receiver_status(&self, tenant_shard: TenantShardId, timeline: TimelineId, answer: oneshot::Sender<String>) {
+        self.ask(Question::ReceiverStatus(tenant_shard, timeline, answer));
     }
 
     fn log(&self, level: LogLevel, text: &str) {
@@ -134,11 +141,18 @@ fn hand_over(
             let (tenant, index) = shard_to_python(py, shard);
             event_loop.call_method1(soon, (call("activate")?, tenant, index))?;
         }
+        Question::ReceiverStatus(shard, timeline, answer) => {
+            let answer = Py::new(py, PyStatusAnswer { answer: Mutex::new(Some(answer)) })?;
+            let (tenant, index) = shard_to_python(py, shard);
+            let timeline = PyBytes::new(py, &timeline.0);
+            event_loop.call_method1(soon, (call("receiver_status")?, tenant, index, timeline, answer))?;
+        }
         Question::Log(level, text) => {
             let level = match level {
                 LogLevel::Info => "info",
                 LogLevel::Warning => "warning",
                 LogLevel::Error => "error",
+                LogLevel::Critical => "critical",
             };
             event_loop.call_method1(soon, (call("log")?, level, text))?;
         }
@@ -273,6 +287,21 @@ impl PyLeaseAnswer {
     }
 }
 
+/// Takes the words about a timeline's WAL receiver, once.
+#[pyclass(frozen, name = "StatusAnswer", module = "pageserver._core")]
+pub struct PyStatusAnswer {
+    answer: Mutex<Option<oneshot::Sender<String>>>,
+}
+
+#[pymethods]
+impl PyStatusAnswer {
+    fn give(&self, status: String) {
+        if let Some(answer) = lock(&self.answer).take() {
+            let _ = answer.send(status); // the client may be gone
+        }
+    }
+}
+
 // --- timelines --------------------------------------------------------------------------------------------------------
 
 /// A timeline that is, or was, served.
@@ -285,10 +314,6 @@ pub struct ServedTimeline {
 impl ServedTimeline {
     fn set_leases(&self, leases: std::collections::HashMap<u64, u64>, grace_until_millis: u64) {
         self.timeline.set_leases(Leases { valid_until_millis: leases, grace_until_millis });
-    }
-
-    fn set_receiver_status(&self, status: String) {
-        self.timeline.set_receiver_status(status);
     }
 
     fn wait_left(&self, py: Python<'_>, timeout_seconds: f64) -> PyResult<bool> {

@@ -11,6 +11,7 @@ use pageserve::ids::{ShardIndex, TenantId, TenantShardId, TimelineId};
 use pageserve::registry::{Registry, ShardState};
 use pageserve::service::{PageService, ServiceConfig};
 use pageserve::source::{PageSource, ReadAt, ReadError};
+use tokio::sync::oneshot;
 
 const BLOCKS: u32 = 80_000;
 
@@ -68,6 +69,8 @@ impl Handler for Refuse {
     }
 
     fn activate(&self, _shard: TenantShardId) {}
+
+    fn receiver_status(&self, _: TenantShardId, _: TimelineId, _: oneshot::Sender<String>) {}
 
     fn log(&self, level: LogLevel, text: &str) {
         eprintln!("{level:?}: {text}");

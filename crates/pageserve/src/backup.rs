@@ -67,10 +67,11 @@ pub(crate) async fn run(
     };
     let mut closed = handle.watch_closed();
     if let Some(lsn) = wanted.lsn {
+        let wait = handle.wait_for_lsn(lsn, context.config.wait_lsn_timeout, &context.metrics, &*context.handler);
         tokio::select! {
             biased;
             _ = stopping.wait_for(|stopping| *stopping) => return Err(QueryError::Shutdown.into()),
-            waited = handle.wait_for_lsn(lsn, context.config.wait_lsn_timeout, &context.metrics) => waited.map_err(|error| match error {
+            waited = wait => waited.map_err(|error| match error {
                 WaitError::Timeout(text) => QueryError::Other(text),
                 WaitError::Closed(why) => closed_error(why),
             })?,

@@ -4,6 +4,8 @@
 //! request. Only failures that would come again may be sent as a pagestream Error, since the compute turns it into an
 //! error of the user's statement; what heals by itself breaks the connection, which the compute retries silently.
 
+use crate::ids::TenantShardId;
+
 /// A command failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
@@ -59,6 +61,9 @@ pub enum PageError {
     /// The read path failed; the detail is for the log only.
     #[error("error reading relation or page version: {0}")]
     Read(String),
+    /// Records could not be replayed, which suggests damaged data: somebody should be woken up.
+    #[error("error reading relation or page version: {detail}")]
+    Redo { shard: TenantShardId, detail: String },
     #[error("LSN timeout: {0}")]
     LsnTimeout(String),
     #[error("Not found: {0}")]
@@ -75,7 +80,7 @@ impl PageError {
     /// The text of the Error message, or the command error that ends the pagestream instead.
     pub fn client_text(&self) -> Result<String, QueryError> {
         match self {
-            PageError::Read(_) => Ok("Read error".to_string()),
+            PageError::Read(_) | PageError::Redo { .. } => Ok("Read error".to_string()),
             PageError::LsnTimeout(_) | PageError::NotFound(_) | PageError::BadRequest(_) => Ok(self.to_string()),
             PageError::Shutdown => Err(QueryError::Shutdown),
             PageError::Reconnect => Err(QueryError::Reconnect),

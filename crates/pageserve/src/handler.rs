@@ -28,6 +28,8 @@ pub enum LogLevel {
     Info,
     Warning,
     Error,
+    /// Suspected corruption.
+    Critical,
 }
 
 pub trait Handler: Send + Sync + 'static {
@@ -37,6 +39,8 @@ pub trait Handler: Send + Sync + 'static {
     fn lease(&self, tenant_shard: TenantShardId, timeline: TimelineId, lsn: Lsn, answer: LeaseAnswer);
     /// A request waits for this shard to become active. Returns at once.
     fn activate(&self, tenant_shard: TenantShardId);
+    /// Answers with what the receiver of the timeline's WAL is doing, in words. Returns at once.
+    fn receiver_status(&self, tenant_shard: TenantShardId, timeline: TimelineId, answer: oneshot::Sender<String>);
     fn log(&self, level: LogLevel, text: &str);
 }
 

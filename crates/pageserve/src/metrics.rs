@@ -75,11 +75,12 @@ pub enum QuestionKind {
     Backup,
     Lease,
     Activate,
+    ReceiverStatus,
     Log,
 }
 
 impl QuestionKind {
-    pub const NAMES: [&'static str; 4] = ["backup", "lease", "activate", "log"];
+    pub const NAMES: [&'static str; 5] = ["backup", "lease", "activate", "receiver_status", "log"];
 }
 
 /// Upper bounds in microseconds of waits for an LSN.

@@ -16,7 +16,10 @@ pub enum ReadError {
     /// There is nothing to be had at that LSN, and the client is told why.
     #[error("{0}")]
     Refused(String),
-    /// Missing key, failed redo, corrupt layer: the text is for the log.
+    /// Records could not be replayed: suspected corruption. The text is for the log.
+    #[error("{0}")]
+    Redo(String),
+    /// Missing key, corrupt layer: the text is for the log.
     #[error("{0}")]
     Failed(String),
 }

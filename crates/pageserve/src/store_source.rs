@@ -10,6 +10,7 @@ impl From<StoreError> for ReadError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Stopped => ReadError::Stopped,
+            StoreError::Redo { .. } => ReadError::Redo(error.to_string()),
             other => ReadError::Failed(other.to_string()),
         }
     }

@@ -19,10 +19,14 @@ use pagecore::shard::key_to_shard;
 use pagecore::{Key, Lsn, ShardIdentity};
 use tokio::sync::{oneshot, watch};
 
+use crate::handler::Handler;
 use crate::ids::{ShardIndex, TenantShardId, TimelineId};
 use crate::metrics::{Metrics, TimelineMetrics, WaitTimer};
 use crate::source::PageSource;
 use crate::throttle::Throttle;
+
+/// How long an error waits for the words about the receiver that end it.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -60,7 +64,6 @@ pub struct Timeline {
     pub metrics: TimelineMetrics,
     source: Arc<dyn PageSource>,
     leases: Mutex<Leases>,
-    receiver_status: Mutex<String>,
     /// By cache id; none once closed.
     slots: Mutex<Option<HashMap<u64, Arc<Slot>>>>,
     closed: watch::Sender<Option<Closed>>,
@@ -120,7 +123,6 @@ impl Timeline {
             metrics: TimelineMetrics::default(),
             source,
             leases: Mutex::default(),
-            receiver_status: Mutex::new("Not active".to_string()),
             slots: Mutex::new(Some(HashMap::new())),
             closed: watch::Sender::new(None),
             gate: Mutex::default(),
@@ -134,11 +136,6 @@ impl Timeline {
 
     pub fn set_leases(&self, leases: Leases) {
         *lock(&self.leases) = leases;
-    }
-
-    /// The free text at the end of the time-out message.
-    pub fn set_receiver_status(&self, status: String) {
-        *lock(&self.receiver_status) = status;
     }
 
     /// Asked only for an LSN below the cutoff. The LSN is compared as it came, without normalising.
@@ -205,7 +202,13 @@ impl Timeline {
     }
 
     /// Waits until `last_record_lsn >= lsn` (spec 3.3). Ends promptly when the timeline closes.
-    pub async fn wait_for_lsn(&self, lsn: Lsn, timeout: Duration, metrics: &Metrics) -> Result<(), WaitError> {
+    pub async fn wait_for_lsn(
+        &self,
+        lsn: Lsn,
+        timeout: Duration,
+        metrics: &Metrics,
+        handler: &dyn Handler,
+    ) -> Result<(), WaitError> {
         if lsn <= self.source.last_record_lsn() {
             return Ok(());
         }
@@ -218,20 +221,34 @@ impl Timeline {
                 let _ = reached.send(()); // the waiter may have given up
             }),
         );
-        tokio::select! {
+        // None: the time is over.
+        let ended = tokio::select! {
             biased;
             why = closed.wait_for(Option::is_some) => {
-                Err(WaitError::Closed(why.ok().and_then(|why| *why).unwrap_or(Closed::Shutdown)))
+                Some(Err(WaitError::Closed(why.ok().and_then(|why| *why).unwrap_or(Closed::Shutdown))))
             }
-            reached = wait => reached.map_err(|_| WaitError::Closed(Closed::Shutdown)),
+            reached = wait => Some(reached.map_err(|_| WaitError::Closed(Closed::Shutdown))),
             never = note_while_waiting(&timer) => match never {},
-            () = tokio::time::sleep(timeout) => Err(WaitError::Timeout(format!(
-                "Timed out while waiting for WAL record at LSN {lsn} to arrive, last_record_lsn {} \
-                 disk consistent LSN={}, WalReceiver status: {}",
-                self.source.last_record_lsn(),
-                self.source.disk_consistent_lsn(),
-                lock(&self.receiver_status),
-            ))),
+            () = tokio::time::sleep(timeout) => None,
+        };
+        if let Some(ended) = ended {
+            return ended;
+        }
+        let receiver_status = self.ask_receiver_status(handler).await;
+        Err(WaitError::Timeout(format!(
+            "Timed out while waiting for WAL record at LSN {lsn} to arrive, last_record_lsn {} \
+             disk consistent LSN={}, WalReceiver status: {receiver_status}",
+            self.source.last_record_lsn(),
+            self.source.disk_consistent_lsn(),
+        )))
+    }
+
+    async fn ask_receiver_status(&self, handler: &dyn Handler) -> String {
+        let (answer, status) = oneshot::channel();
+        handler.receiver_status(self.tenant_shard, self.id, answer);
+        match tokio::time::timeout(STATUS_TIMEOUT, status).await {
+            Ok(Ok(status)) => status,
+            _ => "Not active".to_string(),
         }
     }
 }

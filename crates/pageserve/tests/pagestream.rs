@@ -83,6 +83,25 @@ fn failures_of_the_read_path_say_only_read_error() {
     assert!(world.handler.log.lock().unwrap()[0].contains("error reading relation or page version: "));
 }
 
+/// Spec walredo.md 1.1.
+#[test]
+fn failed_redo_is_a_read_error_for_the_client_and_critical_in_the_log() {
+    let world = World::new();
+    world.source.broken.lock().unwrap().insert(Key::rel_block(REL, 13));
+    let mut client = world.page_stream(V3);
+    client.request(V3, &get_page(1, 13));
+    assert_eq!(client.page_error(), "Read error");
+    client.request(V3, &get_page(2, 14));
+    client.page_of(2, 14);
+    let text = format!(
+        "[tenant_shard_id: {TENANT}, timeline_id: {TIMELINE}] walredo failure during page reconstruction: \
+         cannot apply a record"
+    );
+    let log = world.handler.log.lock().unwrap();
+    assert!(log.len() == 1 && log[0].starts_with(&text), "{log:?}");
+    assert_eq!(counted(&world.snapshot().outcomes, "internal_error"), 1);
+}
+
 #[test]
 fn answers_keep_the_order_of_pipelined_requests_of_any_kind_errors_included() {
     let world = World::new();
@@ -254,7 +273,6 @@ fn a_hint_ahead_of_the_log_waits_until_the_record_arrives() {
 #[test]
 fn waiting_too_long_fails_each_request_of_the_batch_with_the_text() {
     let world = World::new();
-    world.timeline.set_receiver_status("streaming from somewhere".to_string());
     let mut client = world.page_stream(V3);
     let mut bytes = Vec::new();
     for i in 0..2 {

@@ -8,7 +8,7 @@ from pageserver.config.durations import Duration
 from pageserver.config.load import init_workdir, parse_override, parse_settings, read_config
 from pageserver.config.memory import client_page_cache_bytes, open_layer_memory_bytes
 from pageserver.config.settings import RemoteStorage, ServerConfig, ServerSettings
-from pageserver.config.tenant import RepositoryKind, TenantOverrides, TenantSettings
+from pageserver.config.tenant import RepositoryKind, TenantOverrides, TenantSettings, Throttle
 from pageserver.config.validation import InvalidSettingError
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "ServerSettings",
     "TenantOverrides",
     "TenantSettings",
+    "Throttle",
     "client_page_cache_bytes",
     "init_workdir",
     "open_layer_memory_bytes",

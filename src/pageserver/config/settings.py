@@ -270,8 +270,8 @@ class ServerSettings(_Table):
         pipelining = self.page_service_pipelining
         if pipelining.mode == "pipelined" and pipelining.max_batch_size > self.max_get_vectored_keys:
             raise ValueError(
-                f"page_service_pipelining.max_batch_size ({pipelining.max_batch_size}) must not exceed "
-                f"max_get_vectored_keys ({self.max_get_vectored_keys})"
+                f"`max_batch_size` ({pipelining.max_batch_size}) must be less than or equal to "
+                f"`max_get_vectored_keys` ({self.max_get_vectored_keys})"
             )
         TenantOverrides.parse(self.tenant_config)
         return self

@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pageserver.errors import NotFoundError, PreconditionFailedError
+from pageserver.errors import CorruptDataError, NotFoundError, PreconditionFailedError
 from pageserver.ids import TimelineId
 from pageserver.keyspace.collect import collect_keyspace
 from pageserver.keyspace.key import Key
@@ -49,6 +49,8 @@ ONE = BASE + "/{timeline_id}"
 DEFAULT_PG_VERSION = 17
 """Of a bootstrap that names none (tenants.md 9.1)."""
 
+_REDO_FAILED = "reconstruct a page image"
+"""How the engine's error begins if records could not be replayed."""
 _RFC_3339_UTC = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?[Zz]")
 
 
@@ -133,7 +135,16 @@ async def get_page(request: Request) -> Response:
         raise bad_request("missing 'key' query parameter")
     lsn = query_param(request, "lsn", parse_lsn) or timeline.last_record_lsn
     _check_readable(timeline, lsn)
-    page = await asyncio.to_thread(timeline.store.get, bytes(key), int(lsn))
+    try:
+        page = await asyncio.to_thread(timeline.store.get, bytes(key), int(lsn))
+    except CorruptDataError as error:
+        if str(error).startswith(_REDO_FAILED):
+            # In the words that alerts look for (walredo.md 1.1).
+            context_of(request).log.critical(
+                f"[tenant_shard_id: {timeline.tenant_shard_id}, timeline_id: {timeline.timeline_id}] "
+                f"walredo failure during page reconstruction: {error}"
+            )
+        raise
     if request.headers.get("accept") == "application/octet-stream":
         return Response(page, media_type="application/octet-stream", headers={"x-lsn": str(lsn)})
     return JSONResponse(

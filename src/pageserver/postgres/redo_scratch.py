@@ -54,6 +54,8 @@ _INITDB_TIMEOUT_SECONDS: Final = 120.0
 _PING_TIMEOUT_SECONDS: Final = 20.0
 _PAGE_SIZE: Final = 8192
 _PING: Final = b"H\0\0\0\4"
+_NOBODY: Final = "0" * 32
+"""The tenant for which a program is tried."""
 
 #: Settings of every process. Nothing is ever flushed, nobody connects, and few buffers suffice: a record has 33 blocks.
 _SETTINGS: Final[Mapping[str, str]] = {
@@ -380,9 +382,10 @@ def _other_command(program: Path, identity: Identity) -> RedoCommand:
 
 def _answers_ping(command: RedoCommand) -> bool:
     """Say whether a program that needs no data directory answers a ping with a page of zeros."""
+    argv = [word.replace("{tenant}", _NOBODY) for word in command.argv]
     try:
         done = subprocess.run(
-            command.argv,
+            argv,
             input=_PING,
             capture_output=True,
             timeout=_PING_TIMEOUT_SECONDS,

@@ -72,14 +72,16 @@ def backup_point(timeline: Timeline, *, lsn: Lsn | None, provided_prev_lsn: Lsn 
     return BackupPoint(at, PrevLsn.unknown())
 
 
-def send_backup(timeline: Timeline, request: BackupRequest, sink: BackupSink, *, mtime: int) -> bool:
+def send_backup(
+    timeline: Timeline, request: BackupRequest, sink: BackupSink, *, mtime: int, lazy_slru: bool = False
+) -> bool:
     """Write the archive into the sink. Blocking. A client that goes away ends it quietly, with False; other errors are
-    told to the client.
+    told to the client. `lazy_slru`: the compute fetches SLRU segments when it needs them.
 
     Raises what was told, for the log.
     """
     try:
-        for chunk in _chunks(_archive(timeline, request, mtime)):
+        for chunk in _chunks(_archive(timeline, request, mtime, lazy_slru=lazy_slru)):
             sink.write(chunk)
         sink.finish()
     except StoppedError:
@@ -91,9 +93,14 @@ def send_backup(timeline: Timeline, request: BackupRequest, sink: BackupSink, *,
     return True
 
 
-def _archive(timeline: Timeline, request: BackupRequest, mtime: int) -> Iterator[bytes]:
+def _archive(timeline: Timeline, request: BackupRequest, mtime: int, *, lazy_slru: bool) -> Iterator[bytes]:
     if timeline.remote.index.archived_at is not None:
         raise NotFoundError("not found")
+    if request.full and timeline.tenant_shard_id.shard_count > 1:
+        raise RequestError(
+            f"a full backup needs all blocks in one place, and this tenant has "
+            f"{timeline.tenant_shard_id.shard_count} shards"
+        )
     point = backup_point(
         timeline,
         lsn=None if request.lsn is None else Lsn(request.lsn),
@@ -112,6 +119,7 @@ def _archive(timeline: Timeline, request: BackupRequest, mtime: int) -> Iterator
     options = BasebackupOptions(
         full=request.full,
         replica=request.replica,
+        slru=not lazy_slru,
         allow_tablespaces=traits is not None and traits.flavour == "stock",
     )
     pieces = stream(directory, snapshot, options, version=version, prev_lsn=point.prev_lsn, mtime=mtime)

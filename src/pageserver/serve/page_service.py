@@ -8,6 +8,7 @@ log line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -17,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pageserver import _core
-from pageserver.config import ServerSettings
+from pageserver.config import ServerSettings, Throttle
 from pageserver.counts import STARTUP_BOUNDS, Histogram, histograms
 from pageserver.errors import PageServerError
 from pageserver.ids import ShardIndex, TenantId, TenantShardId, TimelineId
 from pageserver.repository import ObjectTimeline
 from pageserver.serve.backups import send_backup
-from pageserver.tenant import TenantFacts, TenantManager, TenantStatus
+from pageserver.tenant import Tenant, TenantFacts, TenantManager, TenantStatus
 from pageserver.timeline import Timeline
 from pageserver.timeline.state import TimelineStatus
 
@@ -40,6 +41,8 @@ class PageServiceMetrics:
 BACKUPS_MAX = 8
 """Archives made at once; more wait for their turn."""
 _STOP_SECONDS = 5.0
+_REFILL_SECONDS_MAX = 365 * 86400.0
+"""Longer ones would overflow, times the size of a bucket."""
 
 
 class PageServiceRoom:
@@ -51,6 +54,7 @@ class PageServiceRoom:
         self._manager: TenantManager | None = None
         self._in_transition: set[TenantShardId] = set()
         self._served: dict[tuple[TenantShardId, TimelineId], _core.ServedTimeline] = {}
+        self._throttles: dict[TenantShardId, Throttle] = {}
         self.backup_seconds = histograms(("ok", "error", "client_error"), STARTUP_BOUNDS)
         self._counting = threading.Lock()
         self._backups = ThreadPoolExecutor(max_workers=BACKUPS_MAX, thread_name_prefix="backup")
@@ -97,11 +101,13 @@ class PageServiceRoom:
             tenant.state.status.value,
             tenant.state.reason,
         )
+        self._set_throttle(tenant.shard, tenant.settings().timeline_get_throttle)
 
     def tenant_gone(self, shard: TenantShardId) -> None:
         for key in [key for key in self._served if key[0] == shard]:
             del self._served[key]
         if shard not in self._in_transition:
+            self._throttles.pop(shard, None)
             self._service.remove_shard(bytes(shard.tenant_id), _index(shard))
 
     def shard_in_transition(self, shard: TenantShardId) -> None:
@@ -126,19 +132,29 @@ class PageServiceRoom:
 
     def detach(self, timeline: Timeline) -> None:
         shard = timeline.tenant_shard_id
-        self._served.pop((shard, timeline.timeline_id), None)
-        self._service.close_timeline(bytes(shard.tenant_id), _index(shard), bytes(timeline.timeline_id))
+        was_served = self._served.pop((shard, timeline.timeline_id), None) is not None
+        # Its clients shall find out what has become of it (page-service.md 3.3, 3.5).
+        is_broken = was_served and timeline.state.status is TimelineStatus.BROKEN
+        self._service.close_timeline(
+            bytes(shard.tenant_id),
+            _index(shard),
+            bytes(timeline.timeline_id),
+            reconnect=is_broken,
+            state=timeline.state.status.value if is_broken else None,
+        )
 
     # What the service asks (in the event loop; must not block)
 
     def backup(self, request: _core.BackupRequest, sink: _core.BackupSink) -> None:
         """Make an archive in a thread."""
         try:
-            timeline = self._timeline(request.tenant_id, request.shard, request.timeline_id)
+            tenant = self._tenant(request.tenant_id, request.shard)
+            timeline = tenant.get_timeline(TimelineId(request.timeline_id))
         except PageServerError as error:
             sink.fail("not_found", str(error))
             return
-        self._backups.submit(self._send_backup, timeline, request, sink)
+        lazy_slru = tenant.settings().lazy_slru_download
+        self._backups.submit(self._send_backup, timeline, request, sink, lazy_slru)
 
     def lease(
         self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes, lsn: int, answer: _core.LeaseAnswer
@@ -151,17 +167,39 @@ class PageServiceRoom:
         if self._manager is not None:
             self._manager.hurry(_shard_id(tenant_id, shard))
 
+    def receiver_status(
+        self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes, answer: _core.StatusAnswer
+    ) -> None:
+        """Somebody has waited in vain for WAL and is about to be told so."""
+        with contextlib.suppress(PageServerError):
+            answer.give(self._tenant(tenant_id, shard).detail(TimelineId(timeline_id)).source.text)
+
     def log(self, level: str, text: str) -> None:
-        getattr(self._log, level)("page service", text=text)
+        if level == "critical":
+            # Alerts look at how such a message begins (metrics.md 5).
+            self._log.critical(text)
+        else:
+            getattr(self._log, level)("page service", text=text)
 
-    def _timeline(self, tenant_id: bytes, shard: tuple[int, int], timeline_id: bytes) -> Timeline:
+    def _tenant(self, tenant_id: bytes, shard: tuple[int, int]) -> Tenant:
         assert self._manager is not None, "questions come after the start"
-        return self._manager.get(_shard_id(tenant_id, shard)).get_timeline(TimelineId(timeline_id))
+        return self._manager.get(_shard_id(tenant_id, shard))
 
-    def _send_backup(self, timeline: Timeline, request: _core.BackupRequest, sink: _core.BackupSink) -> None:
+    def _set_throttle(self, shard: TenantShardId, throttle: Throttle) -> None:
+        """Replace the bucket if its settings are new (page-service.md 4.5)."""
+        if self._throttles.get(shard, Throttle()) == throttle:
+            return
+        self._throttles[shard] = throttle
+        interval_seconds = min(throttle.refill_interval.seconds, _REFILL_SECONDS_MAX)
+        bucket = (throttle.initial, throttle.max, interval_seconds, throttle.refill_amount)
+        self._service.set_throttle(bytes(shard.tenant_id), _index(shard), bucket if throttle.task_kinds else None)
+
+    def _send_backup(
+        self, timeline: Timeline, request: _core.BackupRequest, sink: _core.BackupSink, lazy_slru: bool
+    ) -> None:
         started = time.monotonic()
         try:
-            is_complete = send_backup(timeline, request, sink, mtime=int(time.time()))
+            is_complete = send_backup(timeline, request, sink, mtime=int(time.time()), lazy_slru=lazy_slru)
         except Exception as error:
             expected = isinstance(error, PageServerError)
             self._log.error(

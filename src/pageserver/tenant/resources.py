@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pageserver.clock import Clock
-from pageserver.config import ServerSettings
+from pageserver.config import ServerSettings, TenantSettings
 from pageserver.counts import ServerCounts
 from pageserver.disk_errors import DiskGuard
 from pageserver.failpoints import Failpoints
@@ -31,14 +31,15 @@ class TenantFacts(Protocol):
     def location(self) -> LocationConfig: ...
     @property
     def state(self) -> TenantState: ...
+    def settings(self) -> TenantSettings: ...
 
 
 class PageRegistry(Protocol):
     """Where page requests find timelines (the compiled page service)."""
 
     def tenant_changed(self, tenant: TenantFacts) -> None:
-        """Take note of a tenant's state; it is called for every change, first before any of its timelines is
-        attached.
+        """Take note of a tenant's state and settings; it is called for every change, first before any of its
+        timelines is attached.
         """
         ...
 

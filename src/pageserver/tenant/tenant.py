@@ -265,6 +265,7 @@ class Tenant:
         assert isinstance(location.mode, Attached), "a change to secondary makes another object"
         assert location.mode.generation == self.generation, "another generation makes another object"
         self.location = location
+        self._resources.pages.tenant_changed(self)
         for timeline in self.open_timelines():
             timeline.remote.set_rights(self._upload_rights())
 

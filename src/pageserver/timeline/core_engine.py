@@ -72,10 +72,30 @@ class CoreEngine:
 
     def open_redo(self, shard: TenantShardId) -> RedoPool:
         """Return the tenant's pool. The process, and the installation it needs, are looked for at the first request."""
-        log = self._log.bind(tenant=str(shard))
+        log = self._log.bind(tenant_id=str(shard.tenant_id), shard_id=shard.slug())
+        versions: dict[int, int] = {}
 
         def note(event: str, fields: Mapping[str, Any]) -> None:
-            log.info(f"wal redo process {event}", **fields)
+            """Log in the words of walredo.md 2.1 and 4.1, which people look for."""
+            match event:
+                case "received output":
+                    pid = fields["pid"]
+                    span = {"pid": pid, "tenant_id": str(shard.tenant_id), "shard_id": shard.slug()}
+                    if pid in versions:
+                        span["pg_version"] = versions[pid]
+                    spans = [("wal-redo-postgres-stderr", span)]
+                    self._log.error(event, spans=spans, output=fields["output"])
+                case "failed":
+                    level = log.warning if fields["during"] == "gc compaction" else log.error
+                    level(fields["error"])
+                case "retried walredo succeeded":
+                    log.info(event, **fields)
+                case _:
+                    if event == "started":
+                        versions[fields["pid"]] = fields["pg_version"]
+                    elif event == "stopped":
+                        versions.pop(fields["pid"], None)
+                    log.info(f"wal redo process {event}", **fields)
 
         return _core.RedoPool(
             tenant=str(shard),

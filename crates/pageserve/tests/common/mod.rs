@@ -19,6 +19,7 @@ use pageserve::registry::{Registry, ResolveBudget, ShardState};
 use pageserve::service::{PageService, ServiceConfig};
 use pageserve::source::{PageSource, ReadAt, ReadError};
 use pageserve::timeline::Timeline;
+use tokio::sync::oneshot;
 
 pub const TENANT: TenantId = TenantId([0x3d; 16]);
 pub const TIMELINE: TimelineId = TimelineId([0x8c; 16]);
@@ -42,7 +43,7 @@ pub struct FakeSource {
     last: AtomicU64,
     cutoff: AtomicU64,
     wakers: Mutex<Vec<Waker>>,
-    /// Keys whose reads fail.
+    /// Keys whose reads fail; that of block 13 in redo.
     pub broken: Mutex<HashSet<Key>>,
     /// Sizes of the vectored reads so far.
     pub reads: Mutex<Vec<usize>>,
@@ -142,6 +143,7 @@ impl PageSource for FakeSource {
         let broken = self.broken.lock().unwrap();
         for (key, lsn) in keys {
             pages.push(match broken.contains(key) {
+                true if key.field6 == 13 => Err(ReadError::Redo("cannot apply a record".to_string())),
                 true => Err(ReadError::Failed("broken on purpose".to_string())),
                 false => Ok(Bytes::from(page(key.rel_tag(), key.field6, *lsn))),
             });
@@ -189,6 +191,10 @@ impl Handler for FakeHandler {
 
     fn activate(&self, shard: TenantShardId) {
         self.activated.lock().unwrap().push(shard);
+    }
+
+    fn receiver_status(&self, _shard: TenantShardId, _timeline: TimelineId, answer: oneshot::Sender<String>) {
+        let _ = answer.send("streaming from somewhere".to_string());
     }
 
     fn log(&self, _level: LogLevel, text: &str) {

@@ -1,6 +1,10 @@
 //! What an answer must look like. The protocol frames answers by nothing but their length, so a process that writes anything
 //! else to its standard output shifts them all: without a look at the page, garbage would be served.
 
+use pagecore::key::VM_FORK;
+use pagecore::redo::PageRecord;
+use pagecore::wal::image::restore_into;
+use pagecore::wal::rmgr;
 use pagecore::{Lsn, BLCKSZ};
 
 use super::RedoRequest;
@@ -8,16 +12,22 @@ use super::RedoRequest;
 /// Page size and layout version of every initialised page (spec walredo.md 7.3).
 const SIZE_AND_VERSION: [u8; 2] = [0x04, 0x20];
 
+/// Resource manager and info of HEAP2_VISIBLE, which makes a page of the visibility map without saying so (spec 8.3).
+const VISIBLE: (u8, u8) = (rmgr::HEAP2, 0x40);
+
 /// Checks a page against its request; the error says what is wrong.
 ///
 /// A page that redo made has the LSN of one of its records, or that of its base if none of them stamped it; a page that was
-/// never initialised stays without a header.
+/// never initialised stays without a header, and no other becomes one: zeros are what garbage looks like most of the time.
 pub(super) fn check(request: &RedoRequest<'_>, page: &[u8]) -> Result<(), String> {
     if page.len() != BLCKSZ {
         return Err(format!("it answered with {} bytes", page.len()));
     }
     let base = request.base.map(|(_, base)| base);
-    if page[14..16] == [0, 0] {
+    if is_new(page) {
+        if !may_be_new(request) {
+            return Err(not_asked_for(page));
+        }
         // Its LSN stays what it was, normally zero.
         let lsn_before = base.map_or([0; 8].as_slice(), |base| &base[..8]);
         let known = page[..8] == [0; 8] || page[..8] == *lsn_before || is_of_a_record(request, lsn_of(page));
@@ -29,6 +39,28 @@ pub(super) fn check(request: &RedoRequest<'_>, page: &[u8]) -> Result<(), String
     } else {
         Err(not_asked_for(page))
     }
+}
+
+/// True of a page without a header.
+fn is_new(page: &[u8]) -> bool {
+    page[14..16] == [0, 0]
+}
+
+/// True if the records may leave the page without a header: it has none before them, and none of them makes one. Only asked
+/// about pages without a header, which are rare.
+fn may_be_new(request: &RedoRequest<'_>) -> bool {
+    let mut new = request.base.is_none_or(|(_, base)| is_new(base));
+    for (end, record) in request.records {
+        // The process has understood it, so this is no place to complain about it.
+        let Ok(record) = PageRecord::decode(request.major, &request.key, *end, record) else { continue };
+        if let Some(image) = record.target.image.filter(|image| image.apply) {
+            let mut restored = [0; BLCKSZ];
+            new = restore_into(&image.image, &mut restored).is_err() || is_new(&restored);
+        } else if record.target.will_init || (record.rmid, record.info) == VISIBLE && request.key.field5 == VM_FORK {
+            new = false;
+        }
+    }
+    new
 }
 
 fn is_of_a_record(request: &RedoRequest<'_>, lsn: Lsn) -> bool {
@@ -79,7 +111,10 @@ mod tests {
         for lsn in [0x1_0000_0010, 0x1_0000_0020, 0x1_0000_0030] {
             assert_eq!(check(&request, &page(lsn)), Ok(()));
         }
-        assert_eq!(check(&request, &[0; BLCKSZ]), Ok(()), "a page that was never initialised");
+        assert!(check(&request, &[0; BLCKSZ]).is_err(), "a page does not lose its header");
+        let never_initialised = [0; BLCKSZ];
+        let over_zeros = RedoRequest { base: Some((Lsn(0x1_0000_0010), &never_initialised)), ..request };
+        assert_eq!(check(&over_zeros, &[0; BLCKSZ]), Ok(()), "a page that was never initialised");
         assert!(check(&request, &page(0x1_0000_0028)).is_err());
         assert!(check(&request, &[0x41; BLCKSZ]).unwrap_err().contains("not the page asked for"));
         assert!(check(&request, &[0; 100]).is_err());
@@ -93,5 +128,43 @@ mod tests {
         let from_nothing = RedoRequest { base: None, ..request };
         assert!(check(&from_nothing, &page(0x1_0000_0010)).is_err());
         assert_eq!(check(&from_nothing, &page(0x1_0000_0020)), Ok(()));
+    }
+
+    /// A record with one block reference to the page, and this image of it or none.
+    fn record(fork_flags: u8, image: Option<&[u8; BLCKSZ]>) -> Vec<u8> {
+        let mut out = vec![0; 24];
+        out.extend([0, fork_flags, 0, 0]);
+        if image.is_some() {
+            out.extend([0x00, 0x20, 0, 0, 0x02]);
+        }
+        [1663u32, 5, 16397, 0].iter().for_each(|field| out.extend(field.to_le_bytes()));
+        out.extend(image.into_iter().flatten());
+        let total = (out.len() as u32).to_le_bytes();
+        out[..4].copy_from_slice(&total);
+        out
+    }
+
+    #[test]
+    fn zeros_are_no_answer_where_a_record_makes_a_page() {
+        const WILL_INIT: u8 = 0x40;
+        const HAS_IMAGE: u8 = 0x10;
+        let initialised: [u8; BLCKSZ] = page(0).try_into().unwrap();
+        let rel = RelTag { spcnode: 1663, dbnode: 5, relnode: 16397, forknum: 0 };
+        let cases = [
+            (record(WILL_INIT, None), false),
+            (record(HAS_IMAGE, Some(&initialised)), false),
+            (record(HAS_IMAGE, Some(&[0; BLCKSZ])), true),
+        ];
+        for (record, may_be_zeros) in cases {
+            let request = RedoRequest {
+                key: Key::rel_block(rel, 0),
+                lsn: Lsn(0x20),
+                major: 16,
+                hint_bits_logged: false,
+                base: None,
+                records: &[(Lsn(0x20), &record[..])],
+            };
+            assert_eq!(check(&request, &[0; BLCKSZ]).is_ok(), may_be_zeros);
+        }
     }
 }

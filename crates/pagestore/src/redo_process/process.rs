@@ -29,6 +29,8 @@ use super::{PoolError, RedoCommand, RedoEvent, RedoLog};
 const TAIL_LINES: usize = 4;
 /// The longest line that is kept; a process that writes garbage must not fill our memory.
 const LINE_LEN_MAX: usize = 8 * 1024;
+/// Lines of standard error that are passed on in a second; a process that prints without end must not fill the log.
+const LINES_PER_SECOND_MAX: u32 = 100;
 /// How long the reader of standard error may take to come to its end once the process is dead.
 const LAST_WORDS_WAIT: Duration = Duration::from_secs(1);
 const HELPER_STACK: usize = 256 * 1024;
@@ -340,13 +342,15 @@ fn start_and_read_stderr(mut command: Command, shared: &Shared, sender: &mpsc::S
     shared.metrics.stderr_tasks_started.fetch_add(1, Relaxed);
     let mut lines = BufReader::new(stderr);
     let mut line = Vec::new();
+    let mut flood = Flood { since: Instant::now(), lines: 0 };
     loop {
         line.clear();
         match (&mut lines).take(LINE_LEN_MAX as u64).read_until(b'\n', &mut line) {
             Ok(0) | Err(_) => break,
-            Ok(_) => note_line(shared, pid, &String::from_utf8_lossy(&line)),
+            Ok(_) => note_line(shared, pid, &String::from_utf8_lossy(&line), &mut flood),
         }
     }
+    flood.report(shared, pid);
     shared.metrics.stderr_tasks_finished.fetch_add(1, Relaxed);
     end_of_words(shared);
 }
@@ -356,7 +360,33 @@ fn end_of_words(shared: &Shared) {
     shared.said_all.notify_all();
 }
 
-fn note_line(shared: &Shared, pid: u32, line: &str) {
+/// Lines within one second.
+struct Flood {
+    since: Instant,
+    lines: u32,
+}
+
+impl Flood {
+    /// False: too many came lately.
+    fn admits_another(&mut self, shared: &Shared, pid: u32) -> bool {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            self.report(shared, pid);
+            *self = Flood { since: Instant::now(), lines: 0 };
+        }
+        self.lines = self.lines.saturating_add(1);
+        self.lines <= LINES_PER_SECOND_MAX
+    }
+
+    /// Says what was left out.
+    fn report(&self, shared: &Shared, pid: u32) {
+        let left_out = self.lines.saturating_sub(LINES_PER_SECOND_MAX);
+        if left_out > 0 {
+            (shared.log)(RedoEvent::Output { pid, line: &format!("({left_out} more lines within a second)") });
+        }
+    }
+}
+
+fn note_line(shared: &Shared, pid: u32, line: &str, flood: &mut Flood) {
     let line = line.trim_end();
     // PostgreSQL prints harmless messages of this level at start.
     if line.is_empty() || line.contains("LOG:") {
@@ -369,7 +399,9 @@ fn note_line(shared: &Shared, pid: u32, line: &str) {
         }
         lines.push_back(line.to_owned());
     }
-    (shared.log)(RedoEvent::Output { pid, line });
+    if flood.admits_another(shared, pid) {
+        (shared.log)(RedoEvent::Output { pid, line });
+    }
 }
 
 /// Kills the process when a request is late; ends when it is told to, or has killed.
