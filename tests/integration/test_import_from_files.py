@@ -98,3 +98,48 @@ def different_pages(server: PageServerProcess, *, every: int) -> list[str]:
             if response.is_error or hashlib.sha256(response.content).hexdigest() != page["sha256"]:
                 found.append(f"{line.strip()}: {response.text if response.is_error else 'other bytes'}")
     return found
+
+
+def test_a_backup_of_neons_tools_tells_its_last_record_and_is_taken_strictly(server_dir: Path) -> None:
+    """tenants.md 26.31, 26.32: what `neon.signal` says is there, also after a restart; what has no place in such a copy
+    fails the import, which leaves nothing.
+    """
+    with (VECTOR / "source.tar.zst").open("rb") as file:
+        stream = zstandard.ZstdDecompressor().stream_reader(file)
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            archive.extractall(server_dir, filter="data")
+    base = next(server_dir.rglob("base.tar")).read_bytes()
+    route = f"{PATH}/import_basebackup?base_lsn=0/2000028&end_lsn=0/2000100&pg_version=16"
+    signal = {"neon.signal": b"PREV LSN: 0/1F79038"}
+    server = PageServerProcess(server_dir / "pageserver")
+    with server, httpx.Client(base_url=server.url, timeout=300) as client:
+        server.pagectl("tenant", "create", TENANT)
+        for more, message in (
+            ({**signal, "global/pg_internal.init": b"x"}, "pg_internal.init"),
+            ({**signal, "pg_tblspc/16400/PG_16_202307071/5/16393": b""}, "Importing pg_tblspc is not implemented"),
+            ({"neon.signal": b"PREV LSN: nowhere"}, "neon.signal"),
+        ):
+            response = client.put(route, content=with_files(base, more))
+            assert (response.status_code, message in response.text) == (500, True), response.text
+            assert client.get(PATH).status_code == 404
+        response = client.put(route, content=with_files(base, signal))
+        assert (response.status_code, response.content) == (200, b"null"), response.text
+        for _ in range(2):
+            info = server.api("GET", PATH)
+            assert (info["last_record_lsn"], info["prev_record_lsn"]) == ("0/2000028", "0/1F79038")
+            server.restart()
+            server.wait_for(lambda: bool(client.get(PATH).is_success), 30, "the timeline")
+
+
+def with_files(archive: bytes, more: dict[str, bytes]) -> bytes:
+    """Add files to a tar archive."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(archive)) as old, tarfile.open(fileobj=out, mode="w") as new:
+        for member in old:
+            if not member.issym():
+                new.addfile(member, old.extractfile(member) if member.isfile() else None)
+        for name, content in more.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            new.addfile(info, io.BytesIO(content))
+    return out.getvalue()

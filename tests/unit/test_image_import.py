@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,9 @@ from pageserver.keyspace.directories import (
     decode_twophase_directory,
 )
 from pageserver.keyspace.key import MAX_KEY, MIN_KEY, Key, RelTag, SlruKind
+from pageserver.lsn import Lsn
 from pageserver.postgres.control_file import ControlFile
+from pageserver.postgres.relation_files import RelationFileNameError
 from pageserver.postgres.two_phase import TwoPhaseFileError, TwoPhaseFileIncompleteError
 from pageserver.wal.data_directory import DataDirectory, DataDirectoryError, Spool, scan_data_directory
 from pageserver.wal.image_import import Piece, pieces_of, plan_layers
@@ -72,14 +75,14 @@ FILES: dict[str, bytes] = {
 }
 
 
-def spooled(root: Path, files: dict[str, bytes], *, tolerant: bool = True) -> DataDirectory:
+def spooled(root: Path, files: dict[str, bytes], *, tolerant: bool = True, strict: bool = False) -> DataDirectory:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, data in files.items():
             info = tarfile.TarInfo(f"./{name}")
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    spool = Spool(root)
+    spool = Spool(root, strict=strict)
     spool.take_all(TarReader([out.getvalue()], closing=Closing.ZERO_BLOCKS), tablespace=None)
     return scan_data_directory(root, tablespaces=spool.tablespaces, tolerant=tolerant)
 
@@ -224,3 +227,50 @@ def test_a_copy_without_control_file_is_refused(tmp_path: Path) -> None:
 def test_members_outside_of_the_directory_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataDirectoryError, match="outside"):
         spooled(tmp_path / "spool", {name: b"x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "lsn"),
+    [
+        (b"PREV LSN: 0/1F79038", Lsn(0x1F79038)),
+        (b" PREV LSN: 0/1F79038\n", Lsn(0x1F79038)),
+        (b"PREV LSN: none", None),
+        (b"PREV LSN: invalid", None),
+        (b"", DataDirectoryError),
+        (b"PREV LSN: 1F79038", DataDirectoryError),
+        (b"0/1F79038", DataDirectoryError),
+    ],
+)
+@pytest.mark.parametrize("name", ["neon.signal", "zenith.signal"])
+def test_the_signal_file_says_what_came_before(
+    tmp_path: Path, name: str, text: bytes, lsn: Lsn | type[Exception] | None
+) -> None:
+    """tenants.md 10.1, 26.32."""
+    if isinstance(lsn, type):
+        with pytest.raises(lsn, match="signal"):
+            spooled(tmp_path, {**FILES, name: text})
+    else:
+        assert spooled(tmp_path, {**FILES, name: text}).prev_record_lsn == lsn
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pg_tblspc/16400/PG_16_202307071/5/16393", "Importing pg_tblspc is not implemented"),
+        ("pg_tblspc/16400", "Importing pg_tblspc is not implemented"),
+        ("global/pg_internal.init", "invalid relation data file name: 'pg_internal.init'"),
+        ("base/5/pg_internal.init", "invalid relation data file name: 'pg_internal.init'"),
+        ("base/5/t3_16393", "invalid relation data file name: 't3_16393'"),
+        ("base/5/16393_odd", "invalid relation fork name: '16393_odd'"),
+        ("base/5/odd", "invalid relation data file name: 'odd'"),
+    ],
+)
+def test_a_copy_of_neons_tools_holds_nothing_else(tmp_path: Path, name: str, message: str) -> None:
+    """tenants.md 10.1, 26.31: files that are no relations, and tablespaces, fail the import."""
+    # Nothing that belongs to a copy of a stock server.
+    files = {path: data for path, data in FILES.items() if not path.startswith("pg_tblspc/") and "/t" not in path}
+    files = {path: data for path, data in files.items() if not path.endswith("pg_internal.init")}
+    files |= {".hidden": b"x", "base/5/.hidden": b"x", "global/PG_VERSION": b"16", "base/5/PG_VERSION": b"16"}
+    spooled(tmp_path / "good", files, tolerant=False, strict=True)
+    with pytest.raises((DataDirectoryError, RelationFileNameError), match=re.escape(message)):
+        spooled(tmp_path / "bad", {**files, name: b""}, tolerant=False, strict=True)

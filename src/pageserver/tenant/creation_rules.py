@@ -148,12 +148,14 @@ def index_of_branch(
     )
 
 
-def index_of_root(*, pg_version: int, start_lsn: Lsn, readable_from: Lsn | None) -> IndexPart:
+def index_of_root(
+    *, pg_version: int, start_lsn: Lsn, readable_from: Lsn | None, prev_record_lsn: Lsn | None = None
+) -> IndexPart:
     """Return the index of a root timeline before its first layers are published. It may not be uploaded as it is."""
     return IndexPart(
         metadata=TimelineMetadata(
             disk_consistent_lsn=Lsn(0),
-            prev_record_lsn=None,
+            prev_record_lsn=prev_record_lsn,
             ancestor_timeline=None,
             ancestor_lsn=Lsn(0),
             latest_gc_cutoff_lsn=max(start_lsn, readable_from or start_lsn),

@@ -27,13 +27,14 @@ class RootParameters:
     there.
 
     `readable_from` is where reads become legal (the end of a base backup), if that is known already and later than
-    `start_lsn`.
+    `start_lsn`. `prev_record_lsn` is where the last record before `start_lsn` begins, if that is known.
     """
 
     pg_version: int
     start_lsn: Lsn
     traits: SourceTraits
     readable_from: Lsn | None = None
+    prev_record_lsn: Lsn | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -584,7 +584,12 @@ class Tenant:
 
     async def _begin_root(self, timeline_id: TimelineId, slot: SourceSlot, root: RootParameters) -> Timeline:
         await self.discard_open(timeline_id)
-        index = index_of_root(pg_version=root.pg_version, start_lsn=root.start_lsn, readable_from=root.readable_from)
+        index = index_of_root(
+            pg_version=root.pg_version,
+            start_lsn=root.start_lsn,
+            readable_from=root.readable_from,
+            prev_record_lsn=root.prev_record_lsn,
+        )
         body = {} if slot.document is None else dict(slot.document.body)
         body.update(
             flavour=root.traits.flavour,

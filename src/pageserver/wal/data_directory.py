@@ -46,6 +46,8 @@ from pageserver.wal.tar_stream import MemberKind, TarMember
 
 _TWOPHASE_NAME: Final = re.compile(r"[0-9A-F]{8}|[0-9A-F]{16}", re.ASCII)
 _SIGNAL_FILES: Final = ("zenith.signal", "neon.signal")
+_SIGNAL: Final = re.compile(r"PREV LSN:\s*(\S+)")
+_SIGNAL_SHOWN_MAX: Final = 40
 _SINGLE_FILES: Final = frozenset(
     {"PG_VERSION", "backup_label", "tablespace_map", "global/pg_control", ORIGIN_CHECKPOINT_PATH, *_SIGNAL_FILES}
 )
@@ -98,7 +100,8 @@ class DataDirectory:
     origins: tuple[tuple[int, int], ...]
     tablespaces: tuple[tuple[int, str], ...]
     backup_label: str | None
-    signal: str | None
+    prev_record_lsn: Lsn | None
+    """What `neon.signal` says of the record before the copy, if there is one."""
 
     @property
     def backup_start_lsn(self) -> Lsn | None:
@@ -120,10 +123,15 @@ class DataDirectory:
 
 
 class Spool:
-    """Writes the members of base backup tars below one temporary directory."""
+    """Writes the members of base backup tars below one temporary directory.
 
-    def __init__(self, root: Path) -> None:
+    `strict`, for copies that Neon's tools make: what has no place there is an error, like tablespaces and files between
+    relations that are none (tenants.md 10.1, 10.2).
+    """
+
+    def __init__(self, root: Path, *, strict: bool = False) -> None:
         self._root = root
+        self._strict = strict
         self._directories: set[Path] = set()
         self.tablespaces: dict[int, str] = {}
         """Locations by oid, as told by the primary, a `tablespace_map`, or links in the archive."""
@@ -147,11 +155,13 @@ class Spool:
         parts = path.split("/")
         if path.startswith("/") or ".." in parts:
             raise DataDirectoryError(f"archive member {member.name!r} lies outside of the data directory")
+        if self._strict:
+            _check_strictly(member, parts)
         if member.kind is MemberKind.SYMLINK:
             if len(parts) == 2 and parts[0] == "pg_tblspc" and parts[1].isdigit():
                 self.tablespaces.setdefault(int(parts[1]), member.link_target)
             return
-        if member.kind is MemberKind.DIRECTORY or not is_imported(path):
+        if member.kind is MemberKind.DIRECTORY or not is_imported(path, strict=self._strict):
             return
         target = self._root / path
         self._make_directory(target.parent)
@@ -168,8 +178,18 @@ class Spool:
             self._directories.add(path)
 
 
-def is_imported(path: str) -> bool:
-    """Return whether a file of a data directory has a place in the key space (spec stock.md 1.4)."""
+def _check_strictly(member: TarMember, parts: list[str]) -> None:
+    """Refuse what Neon's import refuses. Raises DataDirectoryError."""
+    if parts[0] == "pg_tblspc" and member.kind is not MemberKind.DIRECTORY:
+        raise DataDirectoryError("Importing pg_tblspc is not implemented", hint="for stock PostgreSQL: flavour=stock")
+    if member.kind is MemberKind.SYMLINK:
+        raise DataDirectoryError(f"archive member {member.name!r} is neither a file nor a directory")
+
+
+def is_imported(path: str, *, strict: bool = False) -> bool:
+    """Return whether a file of a data directory has a place in the key space (spec stock.md 1.4); `strict`: or is taken
+    for a relation, whatever its name.
+    """
     parts = path.split("/")
     name = parts[-1]
     if name.startswith(".") or any(part.startswith("pgsql_tmp") for part in parts):
@@ -178,7 +198,7 @@ def is_imported(path: str) -> bool:
         return True
     match parts:
         case ["global", _] | ["base", _, _] | ["pg_tblspc", _, _, _, _]:
-            return not is_temporary(name) and name not in _IGNORED_IN_DATABASES
+            return (strict and name != "PG_VERSION") or not (is_temporary(name) or name in _IGNORED_IN_DATABASES)
         case ["pg_xact", _] | ["pg_multixact", "members" | "offsets", _] | ["pg_twophase", _]:
             return True
         case _:
@@ -208,7 +228,7 @@ def scan_data_directory(root: Path, *, tablespaces: dict[int, str], tolerant: bo
         origins=tuple(_read_origins(root / ORIGIN_CHECKPOINT_PATH)),
         tablespaces=tuple(sorted(tablespaces.items())),
         backup_label=_read_text(root / "backup_label"),
-        signal=_read_text(root / "zenith.signal") or _read_text(root / "neon.signal"),
+        prev_record_lsn=_read_signal(root),
     )
 
 
@@ -322,6 +342,26 @@ def _read_origins(path: Path) -> Iterator[tuple[int, int]]:
     """Yield (origin id, remote LSN)."""
     if path.is_file():
         yield from sorted(decode_origin_checkpoint(path.read_bytes()).items())
+
+
+def _read_signal(root: Path) -> Lsn | None:
+    """Return where the record before the copy begins: `PREV LSN: <lsn>`, `none` or `invalid`. Raises
+    DataDirectoryError.
+    """
+    for name in _SIGNAL_FILES:
+        text = _read_text(root / name)
+        if text is None:
+            continue
+        match = _SIGNAL.fullmatch(text.strip())
+        if match is None:
+            raise DataDirectoryError(f"{name} does not say what it must: {text[:_SIGNAL_SHOWN_MAX]!r}")
+        if match[1] in ("none", "invalid"):
+            return None
+        try:
+            return Lsn.parse(match[1]) or None
+        except RequestError as error:
+            raise DataDirectoryError(f"{name}: {error}") from error
+    return None
 
 
 def _read_tablespace_map(path: Path) -> Iterator[tuple[int, str]]:

@@ -322,7 +322,7 @@ class PostgresWayIn:
         def spool_and_scan(chunks: Iterable[bytes]) -> None:
             shutil.rmtree(spool_directory, ignore_errors=True)
             spool_directory.mkdir(parents=True)
-            spool = Spool(spool_directory)
+            spool = Spool(spool_directory, strict=not is_stock)
             spool.take_all(TarReader(chunks, closing=Closing.ZERO_BLOCKS), tablespace=None)
             found.append(scan_data_directory(spool_directory, tablespaces=spool.tablespaces, tolerant=is_stock))
 
@@ -351,6 +351,7 @@ class PostgresWayIn:
                 start_lsn=start,
                 traits=SourceDocument(document).traits,
                 readable_from=start if is_clean else max(end_lsn, start + 8),
+                prev_record_lsn=directory.prev_record_lsn,
             )
             timeline = await slot.begin(root)
             # Before the index: after a crash the timeline must not be taken for one of another flavour.
