@@ -197,9 +197,10 @@ class HeatmapUploader:
             HeatmapLayer(name, index.layers[name], history.seen.get((timeline.timeline_id, name), now))
             for name in sorted(resident & index.layers.keys())
         ]
-        # A cold restart must not shrink the heatmap: what was used before stays, until it is here again or gone.
-        kept = () if old is None else old.layers
-        entries += [layer for layer in kept if layer.name not in resident and layer.name in index.layers]
+        # A cold restart must not shrink the heatmap: what was used before stays, until it is here again or gone. What
+        # was evicted is not used.
+        absent = index.layers.keys() - resident - timeline.residence.evicted
+        entries += [layer for layer in (() if old is None else old.layers) if layer.name in absent]
         entries.sort(key=lambda layer: (layer.cold, *rank.get(layer.name, (False, 0))), reverse=True)
         return HeatmapTimeline(timeline.timeline_id, tuple(entries))
 

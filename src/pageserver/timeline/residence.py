@@ -129,6 +129,8 @@ class LayerResidence:
         self._is_closed = False
         self.evictions = 0
         """How many layers were evicted since the timeline was opened."""
+        self.evicted: set[str] = set()
+        """Which ones; some may be on this disk again."""
         self.download_task: DownloadTaskStatus | None = None
         """The last task that brought, or brings, all layers."""
 
@@ -147,6 +149,7 @@ class LayerResidence:
         except NotFoundError as error:  # gone from the map meanwhile
             raise self._not_found(name) from error
         self.evictions += 1
+        self.evicted.add(name)
         self._log.info("evicted", layer=name)
         return True
 

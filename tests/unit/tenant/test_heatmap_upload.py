@@ -59,6 +59,32 @@ async def test_a_restart_does_not_forget_when_layers_were_used(tmp_path: Path) -
     await again.stop()
 
 
+async def test_what_is_not_here_after_a_restart_stays_in_the_heatmap_until_it_is_evicted(tmp_path: Path) -> None:
+    """tenants.md 17.3: the previous heatmap's layers, but for those evicted since."""
+    (tmp_path / "work").mkdir()
+    world = await World.start(tmp_path / "work", bucket=tmp_path / "bucket")
+    await follow_primary(tenant := await attach(world))
+
+    async def named() -> set[str]:
+        await world.manager.heatmaps.upload(tenant, only_if_changed=False)
+        return {layer.name for layer in (await heatmap_of(world.storage)).timelines[0].layers}
+
+    (name,) = await named()
+    await world.manager.reset(TENANT, drop_cache=True)
+    tenant = world.manager.get(TENANT)
+    await tenant.wait_active(5)
+    timeline = tenant.get_timeline(ROOT)
+    assert not any(layer.is_resident for layer in timeline.store.layers())
+    assert await named() == {name}
+    await timeline.residence.download(name)
+    assert await named() == {name}
+    assert await timeline.residence.evict(name)
+    assert await named() == set()
+    await timeline.residence.download(name)
+    assert await named() == {name}
+    await world.stop()
+
+
 async def test_uploads_come_by_themselves_but_never_from_a_stale_location(tmp_path: Path) -> None:
     world = await World.start(tmp_path)
     tenant = await attach(world, mode="AttachedStale", tenant_conf={"heatmap_period": "10ms"})
