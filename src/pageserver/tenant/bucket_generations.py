@@ -2,7 +2,7 @@
 
 Each start and each attach claims the next number; who finds a claim above its own is stale. A location that was told to
 be AttachedStale, and whose generation somebody else has overtaken, starts as a warm secondary: a claim would take the
-tenant back from the other server.
+tenant back from the other server. So does one whose bucket knows lower generations only than this disk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from pageserver.clock import Clock
 from pageserver.errors import UnavailableError
 from pageserver.ids import Generation, TenantShardId
-from pageserver.remote import GenerationClaim, ObjectStorage, claim_generation
+from pageserver.remote import GenerationClaim, ObjectStorage, claim_generation, read_generations
 from pageserver.remote.generations import is_newest_generation
 from pageserver.remote.retry import pause_seconds
 from pageserver.tenant.location import Attached, AttachMode, LocationConfig, Secondary
@@ -85,6 +85,17 @@ class BucketGenerations:
                 "a stale location starts as secondary: another server has the tenant",
                 tenant=str(shard),
                 generation=mode.generation.number,
+            )
+            return location.as_secondary(warm=True)
+        record = await read_generations(self._storage, shard, claims_max=0)
+        if mode.generation.number is not None and record.next_generation < mode.generation.number:
+            # Claims are never deleted, so it is not the bucket that the tenant was attached from, or not mounted. Files
+            # that only this disk has are kept, and nothing is written (remote-storage.md 4.2).
+            self._log.error(
+                "the bucket knows lower generations only than this disk: the tenant starts as secondary",
+                tenant=str(shard),
+                stored=mode.generation.number,
+                next_generation=record.next_generation,
             )
             return location.as_secondary(warm=True)
         return location.with_generation(await claim_generation(self._storage, shard, self._claim_now()))

@@ -244,6 +244,27 @@ async def is_gone(tenant: Tenant, timeline_id: TimelineId) -> bool:
     return timeline_id not in tenant.timelines
 
 
+async def test_a_bucket_that_does_not_know_the_tenant_costs_no_file(tmp_path: Path) -> None:
+    """Goal: a server that is started over another bucket, or over a directory where none is mounted, keeps what it has
+    (remote-storage.md 4.2: a generation that went backwards).
+    """
+    bucket = tmp_path / "bucket"
+    (tmp_path / "work").mkdir()
+    world = await World.start(tmp_path / "work", bucket=bucket)
+    timeline = await follow_primary(await attach(world, generation=5))
+    files = set(timeline.directory.iterdir())
+    await world.stop()
+    world = await World.start(tmp_path / "work", bucket=tmp_path / "empty")
+    assert location_mode(world) == "Secondary"
+    assert set(timeline.directory.iterdir()) == files
+    await world.stop()
+    world = await World.start(tmp_path / "work", bucket=bucket)
+    tenant = await attach(world)
+    assert (await active(tenant, ROOT)).last_record_lsn == timeline.last_record_lsn
+    assert tenant.generation.number == 6
+    await world.stop()
+
+
 async def test_a_claim_tells_when_it_was_made(tmp_path: Path) -> None:
     """Goal: who looks at the claims sees when a server took over, not when it was started."""
 
