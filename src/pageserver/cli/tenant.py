@@ -12,6 +12,7 @@ from pageserver.cli.client import ApiRefusal, Session, Unreachable, parse_tenant
 from pageserver.cli.output import make_table, show, size_text
 from pageserver.cli.working import working
 from pageserver.clock import SystemClock
+from pageserver.config import TenantSettings
 from pageserver.ids import TenantId
 
 
@@ -138,6 +139,9 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError as error:
             hint = "HINT: key=value in TOML, texts in quotes"
             raise click.UsageError(f"cannot parse {text!r}: {error}; {hint}") from error
+    for key in settings.keys() - TenantSettings.model_fields.keys():
+        # A server keeps what it does not know, for another that does: a mistyped setting would stay without effect.
+        raise click.UsageError(f"there is no tenant setting {key!r}")
     return settings
 
 

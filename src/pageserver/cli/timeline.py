@@ -8,7 +8,7 @@ from urllib.parse import quote
 import click
 from rich.table import Table
 
-from pageserver.cli.client import Session, parse_timeline
+from pageserver.cli.client import ApiRefusal, Session, parse_timeline
 from pageserver.cli.import_progress import watch_import
 from pageserver.cli.moments import find_lsn
 from pageserver.cli.output import make_table, show, size_text, state_text, tenant_option
@@ -30,7 +30,11 @@ def timeline() -> None:
 @timeline.command()
 @tenant_option
 @click.option("--primary", "conninfo", help="libpq connection string; passwords belong into PGPASSFILE.")
-@click.option("--pg-version", type=click.IntRange(14, 18), help="Major version of a new cluster; 17 if left out.")
+@click.option(
+    "--pg-version",
+    type=click.IntRange(14, 18),
+    help="Major version; left out, that of --initdb-of if it is still there, else 17.",
+)
 @click.option("--initdb-of", help="Begin with the cluster that this timeline began with, not with a new one.")
 @click.option("--timeline", "timeline_id", help="Id of the new timeline; left out, one is made up.")
 @click.option("--name", help="What to call it; commands then take the name in place of the id.")
@@ -57,10 +61,11 @@ def create(
     if conninfo is not None:
         body["primary"] = {"conninfo": conninfo}
     else:
+        model = None if initdb_of is None else session.resolve_timeline(shard, initdb_of)
+        if model is not None and pg_version is None:
+            pg_version = _version_of(session, f"/v1/tenant/{shard}/timeline/{model}")
         body["pg_version"] = pg_version
-        body["existing_initdb_timeline_id"] = (
-            None if initdb_of is None else str(session.resolve_timeline(shard, initdb_of))
-        )
+        body["existing_initdb_timeline_id"] = None if model is None else str(model)
     with working(session, f"making timeline {new_id}"):
         info = session.client.post(f"/v1/tenant/{shard}/timeline", body)
     if conninfo is not None and not no_wait:
@@ -262,6 +267,17 @@ def offload(session: Session, tenant: str | None, timeline_id: str) -> None:
 def _set_archival(session: Session, tenant: str | None, timeline_id: str, state: str) -> None:
     session.client.put(f"{session.timeline_path(tenant, timeline_id)}/archival_config", {"state": state})
     show(session, None, lambda: make_table((state.lower(),), [(timeline_id,)]))
+
+
+def _version_of(session: Session, path: str) -> int | None:
+    """Return the major version of a timeline, None if it is not there (any more)."""
+    try:
+        version: int = session.client.get(path)["pg_version"]
+    except ApiRefusal as refusal:
+        if refusal.status != 404:
+            raise
+        return None
+    return version
 
 
 def _is_imported(info: dict[str, Any]) -> bool:

@@ -256,7 +256,14 @@ def test_a_name_stands_for_a_timeline() -> None:
 
 
 def test_a_new_cluster_is_asked_for() -> None:
-    terminal = Terminal({**ONE_TENANT, ("POST", f"/v1/tenant/{TENANT}/timeline"): (201, INFO)})
+    gone = (404, {"msg": "NotFound: Timeline was not found"})
+    terminal = Terminal(
+        {
+            **ONE_TENANT,
+            ("POST", f"/v1/tenant/{TENANT}/timeline"): (201, INFO),
+            ("GET", f"/v1/tenant/{TENANT}/timeline/{'22' * 16}"): gone,
+        }
+    )
     assert terminal.run("timeline", "create", "--pg-version", "16", "--timeline", ROOT)[0] == 0
     assert terminal.asked[-1][2] == {"new_timeline_id": ROOT, "pg_version": 16, "existing_initdb_timeline_id": None}
     assert terminal.run("timeline", "create", "--timeline", ROOT, "--initdb-of", "22" * 16)[0] == 0
@@ -265,4 +272,6 @@ def test_a_new_cluster_is_asked_for() -> None:
         "pg_version": None,
         "existing_initdb_timeline_id": "22" * 16,
     }
+    assert terminal.run("timeline", "create", "--initdb-of", ROOT)[0] == 0
+    assert terminal.asked[-1][2]["pg_version"] == 16, "that of the timeline"
     assert terminal.run("timeline", "create", "--primary", "x", "--pg-version", "16")[0] == 2

@@ -72,6 +72,8 @@ def test_a_name_never_leads_to_another_path(command: list[str], name: str, monke
     [
         (["timeline", "lsn-at", TIMELINE, "9999-12-31T23:59:59-23:59"], "cannot read the moment"),
         (["timeline", "branch", "--ancestor", TIMELINE, "--time", "yesterday"], "2026-11-20T09:00:00Z"),
+        (["tenant", "create", "-c", "gc_periodd='1h'"], "there is no tenant setting 'gc_periodd'"),
+        (["tenant", "attach", TENANT, "-c", "x=1"], "there is no tenant setting 'x'"),
         (["timeline", "wait-lsn", TIMELINE, "0/1", "--timeout", "nan"], "not a number"),
         (["timeline", "wait-lsn", TIMELINE, "0/1", "--timeout", "inf"], "not in the range"),
         (["page", "get", "--timeline", TIMELINE, "--rel", "1/2/3", "--block", "4294967296"], "not in the range"),
