@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -133,6 +135,13 @@ def test_every_command_takes_json_and_says_what_it_does() -> None:
     for path, command in found.items():
         assert any("--json" in parameter.opts for parameter in command.params), path
         assert command.help, path
+
+
+def test_every_command_is_in_the_manual() -> None:
+    """docs/operations.md names each in code marks, from its first word on."""
+    manual = (Path(__file__).parents[3] / "docs/operations.md").read_text()
+    missing = [" ".join(path) for path, _ in leaves(main) if not re.search(rf"`{' '.join(path)}[` ]", manual)]
+    assert missing == []
 
 
 @pytest.mark.parametrize(("arguments", "exchange", "word"), COMMANDS, ids=[" ".join(one[0][:2]) for one in COMMANDS])
