@@ -652,6 +652,12 @@ class Caches:
     def stats(self) -> dict[str, tuple[int, int, int, int]]:
         """Return hits, misses, entries and weight in bytes of ``blocks`` and ``pages``."""
 
+    def reads(self) -> dict[str, tuple[list[int], list[int], int]]:
+        """Return bounds, counts (one more, not cumulative) and sum of what reads that went to layers cost: ``layers``
+        visited per read, all of a batch for each; ``layers_of_batch``; ``layers_amortized``, shared among the reads;
+        ``deltas``, records applied per page.
+        """
+
 @final
 class LayerInfo:
     """One layer file. ``name`` is the logical name, ``kind`` is ``delta`` or ``image``; ranges exclude their ends."""
@@ -800,6 +806,12 @@ class TimelineStore:
 
     def get(self, key: bytes, lsn: int) -> bytes:
         """Return the value as of ``lsn``, inclusive. Raises: MissingKeyError, UnavailableError (no redo process)."""
+
+    def get_with_cost(self, key: bytes, lsn: int) -> tuple[bytes, int, int]:
+        """Like ``get``, with how many layers were visited, and how many of them were not image layers."""
+
+    def layers_per_read(self) -> tuple[list[int], list[int], int]:
+        """Return bounds, counts (one more, not cumulative) and sum of layers visited per read."""
 
     def get_many(self, keys: list[bytes], lsn: int) -> list[bytes | None]:
         """Return a value for each key, None where there is none."""
@@ -1001,9 +1013,9 @@ class ServedTimeline:
         """After closing: wait until no read uses the timeline any more. False on time-out. Blocks."""
 
     def metrics(self) -> dict[str, Any]:
-        """``get_page_started``, ``get_page_seconds`` (a histogram as in ``PageService.metrics``), ``batch_sizes``,
-        ``batch_breaks``, ``throttled_requests``; waits for an LSN: ``wait_lsn_started``, ``wait_lsn_finished``,
-        ``wait_lsn_micros``.
+        """``get_page_started``, ``get_page_seconds`` and ``batch_wait_seconds`` (histograms as in
+        ``PageService.metrics``), ``batch_sizes``, ``batch_breaks``, ``throttled_requests``, ``flush_micros``; waits for
+        an LSN: ``wait_lsn_started``, ``wait_lsn_finished``, ``wait_lsn_micros``.
         """
 
 @final

@@ -85,6 +85,10 @@ class ServerCounts:
     activation_seconds: Histogram = field(default_factory=lambda: Histogram(CRIT_BOUNDS))
     preload_seconds: Histogram = field(default_factory=lambda: Histogram(CRIT_BOUNDS))
     attach_seconds: Histogram = field(default_factory=lambda: Histogram(CRIT_BOUNDS))
+    heatmaps_uploaded: int = 0
+    heatmaps_failed: int = 0
+    heatmap_seconds: Histogram = field(default_factory=lambda: Histogram(REQUEST_BOUNDS))
+    initdb_seconds: Histogram = field(default_factory=lambda: Histogram(OPERATION_BOUNDS))
     wal_records: int = 0
     wal_bytes: int = 0
     wal_connections: int = 0

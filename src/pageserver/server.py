@@ -24,6 +24,7 @@ from typing import Any
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pageserver.clock import Clock, SystemClock
 from pageserver.config import BuildInfo, InvalidSettingError, RemoteStorage, ServerConfig
@@ -35,6 +36,7 @@ from pageserver.failpoints import Failpoints, FailpointSyntaxError, parse_enviro
 from pageserver.mgmt import ApiContext, create_app
 from pageserver.observe import (
     EventCounts,
+    HttpCounts,
     ProcessMetrics,
     Scrapes,
     StartupTimes,
@@ -309,6 +311,7 @@ class _Server:
                 redo=engine.redo_counts(),
                 pages=pages.metrics(),
                 caches=engine.cache_counts(),
+                reads=engine.read_counts(),
                 process=self._process,
                 startup=startup,
             ),
@@ -323,6 +326,7 @@ class _Server:
             clock=clock,
             launch_timestamp=self._launch_timestamp,
             scrapes=scrapes,
+            on_panic=self._process.http.panicked,
             log=self._log,
             failpoints=self._failpoints,
         )
@@ -403,6 +407,7 @@ class _Server:
                 lifespan="off",
                 timeout_graceful_shutdown=5,
                 timeout_keep_alive=75,
+                http=_counting_protocol(self._process.http),
                 server_header=False,
             )
         )
@@ -451,6 +456,21 @@ class _Server:
     def _stop_immediately(self) -> None:
         self._log.info("Got signal SIGQUIT. Terminating in immediate shutdown mode.")
         os._exit(EXIT_IMMEDIATE)
+
+
+def _counting_protocol(counts: HttpCounts) -> type[H11Protocol]:
+    """Return the library's protocol, which counts its connections."""
+
+    class Counting(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as the library's
+            counts.connections += 1
+            super().connection_made(transport)
+
+        def send_400_response(self, msg: str) -> None:
+            counts.errors["http"] += 1
+            super().send_400_response(msg)
+
+    return Counting
 
 
 @contextlib.asynccontextmanager

@@ -17,6 +17,7 @@ from tests.page_server import PageServerProcess
 NEON = Path(__file__).parents[3] / "shared" / "vectors" / "neon-pg16" / "http" / "metrics.txt"
 TENANT = "4e" * 16
 _SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][A-Za-z0-9_:]*)(?:\{(?P<labels>.*)\})? (?P<value>[0-9.]+)")
+_LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z +(TRACE|DEBUG|INFO|WARN|ERROR) ")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -95,6 +96,9 @@ def test_names_types_labels_and_bounds_are_neons(make_server: MakeServer, server
         phases = metrics(server)["pageserver_startup_duration_seconds"].samples
         assert len(phases) == 5
         assert metrics(server)["pageserver_startup_is_loading"].samples == {"pageserver_startup_is_loading": 0}
+    log = server.log_path.read_text().splitlines()
+    assert [line for line in log if not _LOG_LINE.match(line)] == [], "a line has another form"
+    assert [line for line in log if re.match(r"\S+ +(WARN|ERROR) ", line)] == [], "somebody must look"
 
 
 def values_add_up(server: PageServerProcess, ours: dict[str, Family], path: str) -> None:

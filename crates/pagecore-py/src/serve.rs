@@ -326,6 +326,8 @@ impl ServedTimeline {
         let out = PyDict::new(py);
         out.set_item("get_page_started", metrics.get_page_started.load(Relaxed))?;
         out.set_item("get_page_seconds", histogram(py, &metrics.get_page_seconds.snapshot())?)?;
+        out.set_item("batch_wait_seconds", histogram(py, &metrics.batch_wait_seconds.snapshot())?)?;
+        out.set_item("flush_micros", metrics.flush_micros.load(Relaxed))?;
         out.set_item("batch_sizes", metrics.batches.sizes())?;
         out.set_item("batch_breaks", counts(py, &metrics.batches.breaks())?)?;
         out.set_item("throttled_requests", metrics.throttled_requests.load(Relaxed))?;
@@ -567,6 +569,7 @@ impl PageService {
         out.set_item("flush_micros", snapshot.flush_micros)?;
         out.set_item("wait_lsn_micros", snapshot.wait_lsn_micros)?;
         out.set_item("wait_lsn_seconds", histogram(py, &snapshot.wait_lsn_seconds)?)?;
+        out.set_item("batch_wait_seconds", histogram(py, &snapshot.batch_wait_seconds)?)?;
         out.set_item("questions_dropped", counts(py, &snapshot.questions_dropped)?)?;
         out.set_item("commands", counts(py, &snapshot.commands)?)?;
         out.set_item("requests_started", counts(py, &snapshot.requests_started)?)?;

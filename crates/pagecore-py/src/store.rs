@@ -54,6 +54,20 @@ impl Caches {
         }
         Ok(out)
     }
+
+    fn reads<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let out = PyDict::new(py);
+        let reads = &self.caches.reads;
+        for (name, counted) in [
+            ("layers", &reads.layers),
+            ("layers_of_batch", &reads.layers_of_batch),
+            ("layers_amortized", &reads.layers_amortized),
+            ("deltas", &reads.deltas),
+        ] {
+            out.set_item(name, counted.snapshot())?;
+        }
+        Ok(out)
+    }
 }
 
 /// The layer that takes writes now.
@@ -293,6 +307,21 @@ impl TimelineStore {
         let key = key_of(py, key)?;
         let value = py.detach(|| self.store.get(key, Lsn(lsn))).or_raise(py)?;
         Ok(PyBytes::new(py, &value))
+    }
+
+    fn get_with_cost<'py>(
+        &self,
+        py: Python<'py>,
+        key: &[u8],
+        lsn: u64,
+    ) -> PyResult<(Bound<'py, PyBytes>, usize, usize)> {
+        let key = key_of(py, key)?;
+        let (value, cost) = py.detach(|| self.store.get_with_cost(key, Lsn(lsn))).or_raise(py)?;
+        Ok((PyBytes::new(py, &value), cost.layers, cost.delta_layers))
+    }
+
+    fn layers_per_read(&self) -> (&'static [u64], Vec<u64>, u64) {
+        self.store.layers_per_read.snapshot()
     }
 
     fn get_many<'py>(

@@ -211,6 +211,10 @@ fn named(names: &[&'static str], counts: &[AtomicU64]) -> Vec<(&'static str, u64
 pub struct TimelineMetrics {
     pub get_page_started: AtomicU64,
     pub get_page_seconds: Histogram,
+    /// From the end of the throttle to the execution of the batch.
+    pub batch_wait_seconds: Histogram,
+    /// Writing answers to the socket, those of the requests that were executed before it.
+    pub flush_micros: AtomicU64,
     pub batches: BatchMetrics,
     pub throttled_requests: AtomicU64,
     pub waits: WaitMetrics,
@@ -261,6 +265,8 @@ impl Default for TimelineMetrics {
         TimelineMetrics {
             get_page_started: AtomicU64::new(0),
             get_page_seconds: Histogram::new(&TIMELINE_BOUNDS_MICROS),
+            batch_wait_seconds: Histogram::new(&TIMELINE_BOUNDS_MICROS),
+            flush_micros: AtomicU64::new(0),
             batches: BatchMetrics::default(),
             throttled_requests: AtomicU64::new(0),
             waits: WaitMetrics::default(),
@@ -276,6 +282,7 @@ pub struct Metrics {
     pub flush_micros: AtomicU64,
     pub wait_lsn_micros: AtomicU64,
     pub wait_lsn_seconds: Histogram,
+    pub batch_wait_seconds: Histogram,
     pub batches: BatchMetrics,
     commands: [AtomicU64; CommandKind::NAMES.len()],
     requests_started: [AtomicU64; RequestKind::NAMES.len()],
@@ -293,6 +300,7 @@ impl Default for Metrics {
             flush_micros: AtomicU64::new(0),
             wait_lsn_micros: AtomicU64::new(0),
             wait_lsn_seconds: Histogram::new(&WAIT_BOUNDS_MICROS),
+            batch_wait_seconds: Histogram::new(&GLOBAL_BOUNDS_MICROS),
             batches: BatchMetrics::default(),
             commands: Default::default(),
             requests_started: Default::default(),
@@ -336,6 +344,7 @@ impl Metrics {
             flush_micros: self.flush_micros.load(Relaxed),
             wait_lsn_micros: self.wait_lsn_micros.load(Relaxed),
             wait_lsn_seconds: self.wait_lsn_seconds.snapshot(),
+            batch_wait_seconds: self.batch_wait_seconds.snapshot(),
             questions_dropped: named(&QuestionKind::NAMES, &self.questions_dropped),
             commands: named(&CommandKind::NAMES, &self.commands),
             requests_started: named(&RequestKind::NAMES, &self.requests_started),
@@ -360,6 +369,7 @@ pub struct Snapshot {
     pub flush_micros: u64,
     pub wait_lsn_micros: u64,
     pub wait_lsn_seconds: HistogramSnapshot,
+    pub batch_wait_seconds: HistogramSnapshot,
     pub questions_dropped: Vec<(&'static str, u64)>,
     pub commands: Vec<(&'static str, u64)>,
     pub requests_started: Vec<(&'static str, u64)>,

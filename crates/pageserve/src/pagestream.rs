@@ -31,7 +31,7 @@ use crate::handler::LogLevel;
 use crate::ids::{TenantId, TimelineId};
 use crate::lookup::Lookup;
 use crate::lsn_rules::effective_lsn;
-use crate::metrics::{BatchBreak, HandlerOutcome, RequestKind};
+use crate::metrics::{BatchBreak, HandlerOutcome, RequestKind, TimelineMetrics};
 use crate::output::Output;
 use crate::protocol::frontend::{message_name, next_frame};
 use crate::protocol::pagestream::{Answer, Body, DecodeError, Header, Request, Version, TAG_TEST};
@@ -64,6 +64,8 @@ pub(crate) struct PageStream {
     pub output: Output,
     pub lookup: Lookup,
     batch: Batch,
+    /// Of the timeline whose answers are in `output`.
+    flushed_for: Option<Arc<TimelineMetrics>>,
 }
 
 impl PageStream {
@@ -76,7 +78,8 @@ impl PageStream {
         lookup: Lookup,
     ) -> PageStream {
         let batch = Batch::default();
-        PageStream { context, version, tenant, timeline, stream, input, output: Output::default(), lookup, batch }
+        let output = Output::default();
+        PageStream { context, version, tenant, timeline, stream, input, output, lookup, batch, flushed_for: None }
     }
 
     /// Serves until the client ends the COPY (Ok: Terminate or EOF) or something fails. Blocks.
@@ -221,11 +224,33 @@ impl PageStream {
 
     // --- GetPage --------------------------------------------------------------------------------------------------
 
-    /// Adds the request to the batch; what cannot be joined is executed first.
+    /// Adds the request to the batch; what cannot be joined is executed first. A request that does not get so far is
+    /// counted as executed in no time: what was started and what was executed agree.
     fn take_get_page(&mut self, header: Header, rel: RelTag, block: u32) -> Flow {
         self.context.metrics.request_started(RequestKind::GetPage);
+        let mut counted = None;
+        let joined = self.join_batch(header, rel, block, &mut counted);
+        if !matches!(joined, Ok(true)) {
+            self.context.metrics.requests_executed(RequestKind::GetPage, Duration::ZERO, 1);
+            self.context.metrics.batch_wait_seconds.observe(Duration::ZERO, 1);
+            if let Some(metrics) = counted {
+                metrics.get_page_seconds.observe(Duration::ZERO, 1);
+                metrics.batch_wait_seconds.observe(Duration::ZERO, 1);
+            }
+        }
+        joined.map(|_| ())
+    }
+
+    /// False: it was answered with an error. `counted` is the timeline that counts the request as its own.
+    fn join_batch(
+        &mut self,
+        header: Header,
+        rel: RelTag,
+        block: u32,
+        counted: &mut Option<Arc<TimelineMetrics>>,
+    ) -> Result<bool, StreamEnd> {
         let key = Key::rel_block(rel, block);
-        let mut has_token = false;
+        let mut admitted = Instant::now();
         loop {
             let same = self.batch.handle.as_ref().filter(|handle| handle.shard_of(&key) == handle.shard_index().number);
             let handle = match same {
@@ -235,14 +260,21 @@ impl PageStream {
                     self.flush()?;
                     match self.resolve(ShardSelector::Page(key))? {
                         Ok(handle) => handle,
-                        Err(error) => return self.answer_error(&request(header, rel, block), error.for_get_page()),
+                        Err(error) => {
+                            return self
+                                .answer_error(&request(header, rel, block), error.for_get_page())
+                                .map(|()| false)
+                        }
                     }
                 }
             };
-            if !std::mem::replace(&mut has_token, true) {
+            if counted.is_none() {
                 handle.metrics.get_page_started.fetch_add(1, Relaxed);
-                if let Some(pause) = handle.throttle.reserve(Instant::now()) {
+                *counted = Some(Arc::clone(&handle.metrics));
+                admitted = Instant::now();
+                if let Some(pause) = handle.throttle.reserve(admitted) {
                     self.pause(handle, pause)?;
+                    admitted = Instant::now();
                     continue;
                 }
             }
@@ -255,10 +287,10 @@ impl PageStream {
                 Err(error) => {
                     drop((hold, handle));
                     self.execute_batch(BatchBreak::NonBatchableRequest)?;
-                    return self.answer_error(&request(header, rel, block), error);
+                    return self.answer_error(&request(header, rel, block), error).map(|()| false);
                 }
             };
-            let member = Member { header, rel, block, lsn };
+            let member = Member { header, rel, block, lsn, admitted };
             let batch = &mut self.batch;
             if batch.members.is_empty() {
                 batch.handle = Some(handle);
@@ -273,7 +305,7 @@ impl PageStream {
             batch.is_uniform_lsn &= lsn == batch.max_lsn;
             batch.max_lsn = batch.max_lsn.max(lsn);
             batch.members.push(member);
-            return Ok(());
+            return Ok(true);
         }
     }
 
@@ -298,19 +330,30 @@ impl PageStream {
         let context = Arc::clone(&self.context);
         context.metrics.batches.observe(count, reason);
         handle.metrics.batches.observe(count, reason);
-        if let Err(error) = self.wait_for_lsn(handle, batch.max_lsn)? {
+        for member in &batch.members {
+            let waited = started.saturating_duration_since(member.admitted);
+            context.metrics.batch_wait_seconds.observe(waited, 1);
+            handle.metrics.batch_wait_seconds.observe(waited, 1);
+        }
+        if !self.flushed_for.as_ref().is_some_and(|metrics| Arc::ptr_eq(metrics, &handle.metrics)) {
+            self.flushed_for = Some(Arc::clone(&handle.metrics));
+        }
+        let waited = self.wait_for_lsn(handle, batch.max_lsn);
+        if matches!(waited, Ok(Ok(()))) {
+            plan_reads(handle, batch);
+            if !batch.keys.is_empty() {
+                handle.source().get_pages(&batch.keys, &mut batch.pages);
+            }
+        }
+        let took = started.elapsed();
+        context.metrics.requests_executed(RequestKind::GetPage, took, count as u64);
+        handle.metrics.get_page_seconds.observe(took, count as u64);
+        if let Err(error) = waited? {
             for member in &batch.members {
                 self.answer_error(&request(member.header, member.rel, member.block), error.clone())?;
             }
             return Ok(());
         }
-        plan_reads(handle, batch);
-        if !batch.keys.is_empty() {
-            handle.source().get_pages(&batch.keys, &mut batch.pages);
-        }
-        let took = started.elapsed();
-        context.metrics.requests_executed(RequestKind::GetPage, took, count as u64);
-        handle.metrics.get_page_seconds.observe(took, count as u64);
         let mut answered = 0;
         let mut result = Ok(());
         let Batch { members, found, pages, .. } = batch;
@@ -401,7 +444,11 @@ impl PageStream {
         let started = Instant::now();
         let written = self.output.write_to(&*self.stream);
         self.output.clear();
-        self.context.metrics.flush_micros.fetch_add(started.elapsed().as_micros() as u64, Relaxed);
+        let micros = started.elapsed().as_micros() as u64;
+        self.context.metrics.flush_micros.fetch_add(micros, Relaxed);
+        if let Some(metrics) = &self.flushed_for {
+            metrics.flush_micros.fetch_add(micros, Relaxed);
+        }
         written.map_err(|error| StreamEnd::Close(error.to_string()))
     }
 

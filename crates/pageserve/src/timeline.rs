@@ -61,7 +61,7 @@ pub struct Timeline {
     pub id: TimelineId,
     pub identity: ShardIdentity,
     pub throttle: Arc<Throttle>,
-    pub metrics: TimelineMetrics,
+    pub metrics: Arc<TimelineMetrics>,
     source: Arc<dyn PageSource>,
     leases: Mutex<Leases>,
     /// By cache id; none once closed.
@@ -120,7 +120,7 @@ impl Timeline {
             id,
             identity,
             throttle,
-            metrics: TimelineMetrics::default(),
+            metrics: Arc::default(),
             source,
             leases: Mutex::default(),
             slots: Mutex::new(Some(HashMap::new())),

@@ -233,6 +233,8 @@ fn bad_lsns_have_their_texts_in_the_order_of_checks() {
         let payload = ask(&mut client, V3, &request);
         assert_eq!(answer(&payload), Answer::Page(&page(REL, 1, Lsn(LAST))));
     }
+    world.check_all_counted();
+    assert_eq!(world.timeline.metrics.get_page_started.load(SeqCst), 5);
 }
 
 #[test]
@@ -291,6 +293,8 @@ fn waiting_too_long_fails_each_request_of_the_batch_with_the_text() {
     client.request(V3, &get_page(3, 3));
     client.page_of(3, 3);
     assert_eq!(counted(&world.snapshot().outcomes, "internal_error"), 3);
+    world.check_all_counted();
+    assert!(world.timeline.metrics.flush_micros.load(SeqCst) > 0);
 }
 
 #[test]
@@ -306,6 +310,7 @@ fn a_wait_ends_with_shutdown_or_reconnect_when_the_timeline_closes() {
         assert_eq!(client.error(), (code.to_string(), text.to_string()));
         client.closed();
         assert!(closed.wait_left(Duration::from_secs(2)));
+        world.check_all_counted();
     }
     let world = World::with(|config| config.wait_lsn_timeout = Duration::from_secs(20));
     let mut client = world.page_stream(V3);

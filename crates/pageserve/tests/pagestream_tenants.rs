@@ -34,6 +34,7 @@ fn an_unknown_tenant_breaks_get_page_and_is_an_error_for_the_others() {
     assert_eq!(client.error(), ("08006".to_string(), "reconnect".to_string()));
     client.closed();
     assert_eq!(world.snapshot().misrouted_requests, 2);
+    world.check_all_counted();
 }
 
 #[test]

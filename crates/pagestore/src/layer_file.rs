@@ -26,6 +26,7 @@ use pagecore::{Key, Lsn, BLCKSZ};
 use crate::cache::Cache;
 use crate::error::StoreError;
 use crate::page_cache::PageCache;
+use crate::read_stats::ReadStats;
 use crate::values::ValueMemory;
 
 const BLOCK: u64 = BLCKSZ as u64;
@@ -33,12 +34,14 @@ const BLOCK: u64 = BLCKSZ as u64;
 const FILE_SIZE_MIN: u64 = 3 * BLOCK;
 const OPEN_FILES: usize = 512;
 
-/// What the whole process shares: caches of index blocks, open files and reconstructed pages; memory for new values.
+/// What the whole process shares: caches of index blocks, open files and reconstructed pages; memory for new values;
+/// what reads cost.
 pub struct Caches {
     nodes: Cache<(u64, u32), Arc<Node>>,
     files: Cache<u64, Arc<File>>,
     pub pages: PageCache,
     pub values: Arc<ValueMemory>,
+    pub reads: ReadStats,
 }
 
 impl Caches {
@@ -48,6 +51,7 @@ impl Caches {
             files: Cache::new(OPEN_FILES),
             pages: PageCache::new(page_cache_bytes),
             values: Arc::new(ValueMemory::new(value_memory_bytes)),
+            reads: ReadStats::default(),
         }
     }
 

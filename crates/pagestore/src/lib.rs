@@ -13,6 +13,7 @@ pub mod layer_map;
 pub mod layer_writer;
 pub mod page_cache;
 pub mod read;
+pub mod read_stats;
 pub mod reconstruct;
 pub mod redo;
 pub mod redo_diff;

@@ -86,6 +86,14 @@ enum Keep {
     All,
 }
 
+/// What a read did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadCost {
+    pub layers: usize,
+    /// Of these: all but image layers.
+    pub delta_layers: usize,
+}
+
 /// A step of the fringe: everything with the same layer and LSNs is read at once.
 type FringeKey = (Reverse<Lsn>, Lsn, u64);
 
@@ -326,7 +334,16 @@ impl TimelineStore {
     }
 
     pub fn read_pages(&self, keys: &[(Key, Lsn)]) -> Vec<Result<Page, StoreError>> {
-        self.read_and_keep(keys, Keep::Costly)
+        self.read_and_keep(keys, Keep::Costly).0
+    }
+
+    /// Like `get`, with what it cost.
+    pub fn get_with_cost(&self, key: Key, lsn: Lsn) -> Result<(Bytes, ReadCost), StoreError> {
+        let (mut pages, cost) = self.read_and_keep(&[(key, lsn)], Keep::Costly);
+        match pages.pop() {
+            Some(page) => page.map(|page| (page.bytes, cost)),
+            None => Err(StoreError::Invalid("read without a result".into())),
+        }
     }
 
     /// Like `get_vectored`, for clients: pages are taken from the page cache if they are there, and stay in it. Hands
@@ -342,14 +359,14 @@ impl TimelineStore {
         if missing.is_empty() {
             return found.into_iter().flatten().for_each(|page| each(Ok(page)));
         }
-        let mut read = self.read_and_keep(&missing, Keep::All).into_iter();
+        let mut read = self.read_and_keep(&missing, Keep::All).0.into_iter();
         for page in found {
             let lost = || Err(StoreError::Invalid("read without a result".into()));
             each(page.map_or_else(|| read.next().unwrap_or_else(lost).map(|page| page.bytes), Ok));
         }
     }
 
-    fn read_and_keep(&self, keys: &[(Key, Lsn)], keep: Keep) -> Vec<Result<Page, StoreError>> {
+    fn read_and_keep(&self, keys: &[(Key, Lsn)], keep: Keep) -> (Vec<Result<Page, StoreError>>, ReadCost) {
         let stopped = self.is_stopped();
         // Before anything is looked for: what comes above it may be found for one key and missed for another.
         let last = self.last_record_lsn();
@@ -368,10 +385,13 @@ impl TimelineStore {
         };
         let mut plan = Plan { searches: keys.iter().map(search).collect(), ..Plan::default() };
         plan.walk(self);
+        let delta_layers = plan.sources.iter().filter(|layer| !layer.is_image()).count();
+        let cost = ReadCost { layers: plan.layers_visited, delta_layers };
+        self.caches.reads.batch(&self.layers_per_read, cost.layers as u64, keys.len() as u64);
         plan.fetch();
         let origin = self.origin();
         let finish = |search| self.finish(search, &origin, last, keep);
-        plan.searches.into_iter().map(finish).collect()
+        (plan.searches.into_iter().map(finish).collect(), cost)
     }
 
     fn finish(&self, search: Search, origin: &WalOrigin, last: Lsn, keep: Keep) -> Result<Page, StoreError> {
@@ -396,6 +416,7 @@ impl TimelineStore {
         let is_from_cache = collected.is_empty();
         let base = base.map(|base| (base.lsn, base.bytes));
         let page = reconstruct(context, origin.redo.as_deref(), key, lsn, base, &collected)?;
+        self.caches.reads.deltas.observe(page.replayed as u64, 1);
         if lsn > last {
             return Ok(page);
         }

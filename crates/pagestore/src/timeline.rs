@@ -22,6 +22,7 @@ use crate::inmemory::{InMemoryLayer, WriteBatch};
 use crate::layer_file::{Caches, LayerFetch, LayerFile};
 use crate::layer_map::LayerMap;
 use crate::layer_writer::{LayerHome, WrittenLayer};
+use crate::read_stats::{Counted, TIMELINE_LAYERS_BOUNDS};
 use crate::redo::RedoProcess;
 use crate::rel_size::RelSizeCache;
 use crate::source::{GapList, WalOrigin};
@@ -111,6 +112,8 @@ pub struct TimelineStore {
     pub(crate) caches: Arc<Caches>,
     fetch: Option<Arc<dyn LayerFetch>>,
     pub(crate) rel_sizes: RelSizeCache,
+    /// Layers visited per read.
+    pub layers_per_read: Counted,
     stopped: AtomicBool,
 }
 
@@ -159,6 +162,7 @@ impl TimelineStore {
             caches: config.caches,
             fetch: config.fetch,
             rel_sizes: RelSizeCache::new(),
+            layers_per_read: Counted::new(&TIMELINE_LAYERS_BOUNDS),
             stopped: AtomicBool::new(false),
         }))
     }

@@ -80,8 +80,10 @@ class _Surface:
             await self._reach_failpoints(path)
             await self._app(scope, receive, send_with_headers)
         except BaseException as error:
-            if not isinstance(error, Exception) and not _is_panic(error):
-                raise
+            if not isinstance(error, Exception):
+                if not _is_panic(error):
+                    raise
+                self._context.on_panic()
             if isinstance(error, ClientDisconnect):
                 log.info("request was dropped before completing")
                 return

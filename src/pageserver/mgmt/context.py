@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +25,9 @@ class Scrapes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ApiContext:
-    """What handlers work with. `scrapes` answers `/metrics`; `extras` are what other rooms' routes need, by name."""
+    """What handlers work with. `scrapes` answers `/metrics`; `on_panic` counts compiled code that broke down; `extras`
+    are what other rooms' routes need, by name.
+    """
 
     config: ServerConfig
     manager: TenantManager
@@ -32,6 +35,7 @@ class ApiContext:
     launch_timestamp: str
     scrapes: Scrapes
     log: Any
+    on_panic: Callable[[], None] = lambda: None
     failpoints: Failpoints = field(default_factory=Failpoints.off)
     extras: dict[str, Any] = field(default_factory=dict)
 

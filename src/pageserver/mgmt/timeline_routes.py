@@ -11,6 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from pageserver import _core
 from pageserver.errors import CorruptDataError, NotFoundError, PreconditionFailedError
 from pageserver.ids import TimelineId
 from pageserver.keyspace.collect import collect_keyspace
@@ -136,7 +137,7 @@ async def get_page(request: Request) -> Response:
     lsn = query_param(request, "lsn", parse_lsn) or timeline.last_record_lsn
     _check_readable(timeline, lsn)
     try:
-        page = await asyncio.to_thread(timeline.store.get, bytes(key), int(lsn))
+        page, layers, delta_layers = await asyncio.to_thread(_read, timeline, key, lsn)
     except CorruptDataError as error:
         if str(error).startswith(_REDO_FAILED):
             # In the words that alerts look for (walredo.md 1.1).
@@ -148,7 +149,13 @@ async def get_page(request: Request) -> Response:
     if request.headers.get("accept") == "application/octet-stream":
         return Response(page, media_type="application/octet-stream", headers={"x-lsn": str(lsn)})
     return JSONResponse(
-        {"page": list(page), "layers_visited": None, "delta_layers_visited": None, "records": [], "img": None}
+        {
+            "page": list(page),
+            "layers_visited": layers,
+            "delta_layers_visited": delta_layers,
+            "records": [],
+            "img": None,
+        }
     )
 
 
@@ -250,6 +257,14 @@ def with_names(tenant: Tenant, timeline_id: TimelineId, body: dict[str, Any]) ->
     """Add what the timeline is called, if it has a name (ours)."""
     names = tenant.names.of(timeline_id)
     return {**body, "names": names} if names else body
+
+
+def _read(timeline: Timeline, key: Key, lsn: Lsn) -> tuple[bytes, int, int]:
+    """Return a value, how many layers were visited for it, and how many of them were not image layers."""
+    store = timeline.store
+    if isinstance(store, _core.TimelineStore):
+        return store.get_with_cost(bytes(key), int(lsn))
+    return store.get(bytes(key), int(lsn)), 0, 0
 
 
 def _check_readable(timeline: Timeline, lsn: Lsn) -> None:

@@ -5,12 +5,13 @@ Log lines are an event and fields; metrics keep the names of metrics.md, also wh
 
 from pageserver.observe.logging import configure_logging, level_of
 from pageserver.observe.metrics import render_metrics
-from pageserver.observe.process_metrics import EventCounts, ProcessMetrics, ScrapeCounts
+from pageserver.observe.process_metrics import EventCounts, HttpCounts, ProcessMetrics, ScrapeCounts
 from pageserver.observe.scrape import Scrapes
 from pageserver.observe.startup import StartupTimes
 
 __all__ = [
     "EventCounts",
+    "HttpCounts",
     "ProcessMetrics",
     "ScrapeCounts",
     "Scrapes",

@@ -9,11 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pageserver.config import BuildInfo, ServerSettings
+from pageserver.observe.absent_parts import collect_absent_parts
 from pageserver.observe.exposition import Exposition
 from pageserver.observe.page_service_metrics import collect_page_service, collect_pipelining
 from pageserver.observe.process_metrics import ProcessMetrics
 from pageserver.observe.startup import StartupTimes
-from pageserver.observe.store_metrics import collect_caches, collect_deletions, collect_redo, collect_store
+from pageserver.observe.store_metrics import (
+    Counted,
+    collect_caches,
+    collect_deletions,
+    collect_reads,
+    collect_redo,
+    collect_store,
+)
 from pageserver.observe.tenant_metrics import collect_tenants
 from pageserver.remote.request_stats import RequestStats
 from pageserver.serve.page_service import PageServiceMetrics
@@ -33,10 +41,13 @@ def render_metrics(
     redo: Mapping[str, Any] | None = None,
     pages: PageServiceMetrics | None = None,
     caches: Mapping[str, tuple[int, int, int, int]] | None = None,
+    reads: Mapping[str, Counted] | None = None,
     process: ProcessMetrics | None = None,
     startup: StartupTimes | None = None,
 ) -> bytes:
-    """Return the exposition text. May be called in any thread. ``redo`` and ``caches`` are what `CoreEngine` says."""
+    """Return the exposition text. May be called in any thread. ``redo``, ``caches`` and ``reads`` are what `CoreEngine`
+    says.
+    """
     exposition = Exposition()
     exposition.gauge(
         "libmetrics_build_info",
@@ -61,6 +72,9 @@ def render_metrics(
         collect_page_service(exposition, pages)
     if caches is not None and settings is not None:
         collect_caches(exposition, caches, blocks_max=settings.page_cache_size * _BLOCK_BYTES)
+    if reads is not None:
+        collect_reads(exposition, reads)
+    collect_absent_parts(exposition)
     if process is not None:
         process.collect(exposition)
     if startup is not None:

@@ -42,6 +42,11 @@ def collect_page_service(exposition: Exposition, metrics: PageServiceMetrics) ->
         "Microseconds spent writing answers to sockets",
         service["flush_micros"],
     )
+    exposition.histogram(
+        "pageserver_page_service_pagestream_batch_wait_time_seconds_global",
+        "Time of getpage requests from the end of the throttle to the execution of their batch",
+        [({}, _micros(service["batch_wait_seconds"]))],
+    )
     exposition.counter(
         "pageserver_page_service_questions_dropped_total",
         "Questions and log lines of the page service that were dropped since too many waited for the event loop",
@@ -123,6 +128,16 @@ def _collect_timelines(
         "pageserver_smgr_query_seconds",
         "Time spent executing getpage requests",
         [({**labels, **_GET_PAGE}, _micros(found["get_page_seconds"])) for labels, found in each()],
+    )
+    exposition.histogram(
+        "pageserver_page_service_pagestream_batch_wait_time_seconds",
+        "Time of getpage requests from the end of the throttle to the execution of their batch",
+        [(labels, _micros(found["batch_wait_seconds"])) for labels, found in each()],
+    )
+    exposition.counter(
+        "pageserver_page_service_pagestream_flush_in_progress_micros",
+        "Microseconds spent writing answers to sockets",
+        [(labels, found["flush_micros"]) for labels, found in each()],
     )
     exposition.histogram(
         "pageserver_page_service_batch_size",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,24 @@ class ScrapeCounts:
     stale_millis: int = 0
 
 
+@dataclass(slots=True)
+class HttpCounts:
+    """Connections to the management API, and what went wrong with them."""
+
+    connections: int = 0
+    errors: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("tcp", "tls", "http", "https", "panic"), 0))
+
+    def panicked(self) -> None:
+        """Compiled code broke down while it answered."""
+        self.errors["panic"] += 1
+
+
 class ProcessMetrics:
     """Of one process; made at its start."""
 
     def __init__(self, *, launched_at_millis: int, events: EventCounts) -> None:
         self.scrapes = ScrapeCounts()
+        self.http = HttpCounts()
         self._launched_at_millis = launched_at_millis
         self._events = events
         self._process = ProcessCollector(registry=CollectorRegistry())
@@ -60,6 +73,16 @@ class ProcessMetrics:
             "metrics_metrics_stale_milliseconds",
             "The age of the metrics that the previous request was answered with",
             self.scrapes.stale_millis,
+        )
+        exposition.counter(
+            "http_server_connection_started_total",
+            "Connections to the management API",
+            [({"scheme": "http"}, self.http.connections), ({"scheme": "https"}, 0)],
+        )
+        exposition.counter(
+            "http_server_connection_errors_total",
+            "Connections to the management API that went wrong",
+            [({"type": kind}, count) for kind, count in self.http.errors.items()],
         )
         exposition.gauge(
             "libmetrics_launch_timestamp", "Timestamp (ms) at which the process was launched", self._launched_at_millis

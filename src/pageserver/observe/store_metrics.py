@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from pageserver.observe.exposition import Buckets, Exposition
 from pageserver.remote.deletion_queue import DeletionQueue
 from pageserver.remote.request_stats import RequestStats
+
+Counted = tuple[Sequence[int], Sequence[int], int]
+"""Bounds, counts, sum."""
 
 #: Redo, by name: the label of a family of counters, the help text.
 _REDO: Mapping[str, tuple[str, str]] = {
@@ -84,6 +87,17 @@ def collect_redo(exposition: Exposition, counts: Mapping[str, Any]) -> None:
             exposition.counter(name, text, [({label: value}, number) for value, number in count.items()])
         else:
             exposition.counter(name, text, count)
+
+
+def collect_reads(exposition: Exposition, reads: Mapping[str, Counted]) -> None:
+    """Add what reads cost that went to layers; pages of the page cache go through none."""
+    for name, key, text in (
+        ("layers_per_read_global", "layers", "Layers visited per read, all of its batch"),
+        ("layers_per_read_batch_global", "layers_of_batch", "Layers visited per batch"),
+        ("layers_per_read_amortized_global", "layers_amortized", "Layers visited by a batch, shared among its reads"),
+        ("deltas_per_read_global", "deltas", "Records applied per page"),
+    ):
+        exposition.histogram(f"pageserver_{name}", text, [({}, Buckets(*reads[key]))])
 
 
 def collect_caches(exposition: Exposition, caches: Mapping[str, tuple[int, int, int, int]], *, blocks_max: int) -> None:

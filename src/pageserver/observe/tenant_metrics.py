@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from pageserver._core import TimelineStore
 from pageserver.counts import ServerCounts
 from pageserver.observe.exposition import Buckets, Exposition, Labels
 from pageserver.observe.page_service_metrics import timeline_labels
@@ -109,6 +110,8 @@ def _collect_server(exposition: Exposition, counts: ServerCounts) -> None:
     for name, text, value in (
         ("tenant_startup_scheduled", "Number of tenants found at the start", counts.startup_scheduled),
         ("tenant_startup_complete", "Number of those that became active", counts.startup_complete),
+        ("secondary_upload_heatmap", "Heatmaps uploaded", counts.heatmaps_uploaded),
+        ("secondary_upload_heatmap_errors", "Heatmaps that could not be made", counts.heatmaps_failed),
         ("walreceiver_started_connections_total", "Connections to WAL sources", counts.wal_connections),
         ("wal_ingest_records_received", "WAL records received", counts.wal_records),
         ("wal_ingest_bytes_received", "Bytes of WAL received", counts.wal_bytes),
@@ -118,6 +121,8 @@ def _collect_server(exposition: Exposition, counts: ServerCounts) -> None:
         ("tenant_activation_seconds", "Time from construction to Active", counts.activation_seconds),
         ("tenant_preload_seconds", "Time of reading documents and indices", counts.preload_seconds),
         ("tenant_attach_seconds", "Time of opening timelines", counts.attach_seconds),
+        ("secondary_upload_heatmap_duration", "Time of uploading a heatmap", counts.heatmap_seconds),
+        ("initdb_seconds_global", "Time of initdb", counts.initdb_seconds),
     ):
         exposition.histogram(f"pageserver_{name}", text, [({}, Buckets.of(histogram))])
     exposition.histogram(
@@ -141,6 +146,16 @@ def _collect_lsns(exposition: Exposition, timelines: _Timelines) -> None:
         lsns["last_record"].append((labels, int(timeline.last_record_lsn)))
         lsns["disk_consistent"].append((labels, int(timeline.disk_consistent_lsn)))
         lsns["projected_remote_consistent"].append((labels, int(timeline.remote.projected_lsn)))
+    for name, text in (
+        ("standby_horizon", "LSN of standbys that holds garbage collection back; 0 is none"),
+        ("valid_lsn_lease_count", "Leases of LSNs; none are granted"),
+    ):
+        exposition.gauge(f"pageserver_{name}", text, [(labels, 0) for labels, _ in timelines])
+    exposition.gauge(
+        "pageserver_pitr_history_size",
+        "WAL from the cutoff to the last record; until there is a cutoff, all of it",
+        [(labels, int(timeline.last_record_lsn)) for labels, timeline in timelines],
+    )
     for name, samples in lsns.items():
         exposition.gauge(f"pageserver_{name}_lsn", f"{name.replace('_', ' ').capitalize()} LSN by timeline", samples)
     exposition.counter(
@@ -205,6 +220,15 @@ def _collect_layers(exposition: Exposition, timelines: _Timelines) -> None:
                 for (level, kind), number in sorted(getattr(layers, name).items())
             ],
         )
+    exposition.histogram(
+        "pageserver_layers_per_read",
+        "Layers visited per read, all of its batch",
+        [
+            (labels, Buckets(*timeline.store.layers_per_read()))
+            for labels, timeline, _ in found
+            if isinstance(timeline.store, TimelineStore)
+        ],
+    )
     exposition.counter(
         "pageserver_evictions",
         "Number of layers evicted from the pageserver",
@@ -246,6 +270,15 @@ def _collect_downloads(exposition: Exposition, manager: TenantManager) -> None:
         "pageserver_remote_ondemand_downloaded_bytes_total",
         "Total bytes of layers on-demand downloaded",
         manager.downloads.bytes,
+    )
+    exposition.counter(
+        "pageserver_layer_started_evictions", "Evictions that began", manager.downloads.evictions_started
+    )
+    exposition.counter("pageserver_layer_completed_evictions", "Evictions that ended well", manager.downloads.evictions)
+    exposition.counter(
+        "pageserver_layer_cancelled_evictions_count",
+        "Evictions that began and did not end, by reason",
+        [({"reason": reason}, count) for reason, count in manager.downloads.evictions_cancelled.items()],
     )
     exposition.gauge(
         "pageserver_local_data_loss_suspected",

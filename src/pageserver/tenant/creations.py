@@ -251,7 +251,10 @@ class TimelineCreations:
             await self._unbury(new_id)
             await self._check_may_store_archive()
             if existing_id is None:
+                began = self._resources.clock.monotonic_seconds()
                 made_by = await self._resources.way_in.make_data_directory(scratch.data, pg_version)
+                took = self._resources.clock.monotonic_seconds() - began
+                self._resources.counts.initdb_seconds.observe(took)
                 await self._store_archive(new_id, scratch)
             else:
                 made_by = await self._unpack_archive(new_id, existing_id, scratch)

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from pageserver.clock import Clock
+from pageserver.counts import ServerCounts
 from pageserver.errors import UnavailableError
 from pageserver.ids import TenantShardId, TimelineId
 from pageserver.remote import ObjectStorage, paths
@@ -69,6 +70,7 @@ class HeatmapUploader:
         reads_previous: bool,
         clock: Clock,
         random: Random,
+        counts: ServerCounts,
         log: Any,
     ) -> None:
         self._workdir = workdir
@@ -78,6 +80,7 @@ class HeatmapUploader:
         self._reads_previous = reads_previous
         self._clock = clock
         self._random = random
+        self._counts = counts
         self._log = log
         self._histories: dict[TenantShardId, _History] = {}
         self._never = asyncio.Event()
@@ -117,7 +120,10 @@ class HeatmapUploader:
             if only_if_changed and not is_worth_uploading(heatmap, history.last, checkpoint_distance=distance):
                 return False
             content = heatmap.encode()
+            began = self._clock.monotonic_seconds()
             await self._put(paths.heatmap_key(tenant.shard), content)
+            self._counts.heatmaps_uploaded += 1
+            self._counts.heatmap_seconds.observe(self._clock.monotonic_seconds() - began)
             history.last, history.previous = heatmap.digests(), heatmap
             try:
                 await asyncio.to_thread(overwrite_durably, paths.heatmap_path(self._workdir, tenant.shard), content)
@@ -132,6 +138,7 @@ class HeatmapUploader:
             async with self._permits:
                 await self.upload(tenant, only_if_changed=True)
         except HeatmapNotReadyError as error:
+            self._counts.heatmaps_failed += 1
             self._log.info("no heatmap this time", tenant=str(tenant.shard), reason=str(error))
 
     async def _put(self, key: str, content: bytes) -> None:

@@ -88,6 +88,7 @@ class TenantManager:
             reads_previous=resources.settings.load_previous_heatmap,
             clock=resources.clock,
             random=Random(),
+            counts=resources.counts,
             log=resources.log,
         )
         eviction = resources.settings.disk_usage_based_eviction

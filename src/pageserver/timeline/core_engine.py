@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,10 @@ class CoreEngine:
     def cache_counts(self) -> Mapping[str, tuple[int, int, int, int]]:
         """Return hits, misses, entries and bytes of the caches ``blocks`` and ``pages``."""
         return self._caches.stats()
+
+    def read_counts(self) -> Mapping[str, tuple[Sequence[int], Sequence[int], int]]:
+        """Return what reads cost (see ``_core.Caches.reads``)."""
+        return self._caches.reads()
 
     def close(self) -> None:
         """Remove the redo templates."""

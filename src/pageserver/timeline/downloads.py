@@ -14,7 +14,7 @@ import asyncio
 import concurrent.futures
 import itertools
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -26,13 +26,30 @@ from pageserver.remote.local_store import sync_directory
 FETCH_TIMEOUT_SECONDS = 600.0
 """How long a reader's thread waits; far above what one layer takes, so that it ends only what hangs."""
 
+CANCELLED_EVICTIONS = (
+    "layer_gone",
+    "timeline_gone",
+    "version_check_fail",
+    "file_not_found",
+    "remove_failed",
+    "already_reinitialized",
+    "lost_to_download",
+    "upgraded_back_on_access",
+    "unexpected_evicted_state",
+)
+"""Why Neon's server gives up an eviction (metrics.md 3.9); here only the first and `remove_failed` occur."""
+
 
 @dataclass(slots=True)
 class DownloadCounts:
-    """What was brought since the process started, for all timelines."""
+    """What was brought, and evicted, since the process started, for all timelines."""
 
     layers: int = 0
     bytes: int = 0
+    evictions_started: int = 0
+    evictions: int = 0
+    evictions_cancelled: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CANCELLED_EVICTIONS, 0))
+    """Those that began and did not end, by reason; each eviction that began is here or in `evictions`."""
 
 
 class LayerSource(Protocol):
@@ -52,7 +69,7 @@ class LayerDownloads:
         self._disk = disk
         self._source = source
         self._directory = directory
-        self._counts = counts
+        self.counts = counts
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -115,8 +132,8 @@ class LayerDownloads:
             if self._disk is not None:
                 self._disk.check(error)
             raise
-        self._counts.layers += 1
-        self._counts.bytes += entry.file_size
+        self.counts.layers += 1
+        self.counts.bytes += entry.file_size
 
     def _forget(self, name: str, task: asyncio.Task[None]) -> None:
         del self._tasks[name]

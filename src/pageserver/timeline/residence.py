@@ -144,10 +144,18 @@ class LayerResidence:
             uploaded=self._remote.clean_index,
             has_remote_storage=self._downloads is not None,
         )
+        assert self._downloads is not None, "checked above"
+        counts = self._downloads.counts
+        counts.evictions_started += 1
         try:
             await asyncio.to_thread(self._store.evict_layers, [name])
         except NotFoundError as error:  # gone from the map meanwhile
+            counts.evictions_cancelled["layer_gone"] += 1
             raise self._not_found(name) from error
+        except BaseException:
+            counts.evictions_cancelled["remove_failed"] += 1
+            raise
+        counts.evictions += 1
         self.evictions += 1
         self.evicted.add(name)
         self._log.info("evicted", layer=name)

@@ -18,7 +18,7 @@ from pageserver.tenant.state import TenantState, TenantStatus
 from pageserver.tenant.utilization import Utilization, evaluate
 from pageserver.timeline.state import TimelineState, TimelineStatus
 from tests.unit.mgmt.test_http import ATTACH, TL, Api, T, serve, vector
-from tests.unit.world import ROOT, TENANT
+from tests.unit.world import ROOT, START, TENANT, store_of
 
 
 @pytest.fixture
@@ -240,3 +240,56 @@ async def test_utilization_is_measured_once_a_second(tmp_path: Path) -> None:
         api.world.manager.map_state = MapState.INITIALIZING
         assert (await api.ask("GET", "/v1/utilization"))[0] == 503
         api.world.manager.map_state = MapState.OPEN
+
+
+async def test_counts_of_what_has_not_happened_are_zero_from_the_start(api: Api) -> None:
+    """metrics.md 3.12, 10, 11: an alert on a rate sees nothing of a series that is born with its first event."""
+    lines = (await api.client.get("/metrics")).text.splitlines()
+    for name in (
+        "unexpected_ondemand_downloads_count",
+        "walreceiver_started_connections_total",
+        "walreceiver_broker_updates_total",
+        'walreceiver_candidates_events_total{event="add"}',
+        'walreceiver_candidates_events_total{event="remove"}',
+        "walreceiver_active_managers",
+        "tokio_epoll_uring_pageserver_thread_local_launch_success_count",
+        "tokio_epoll_uring_pageserver_thread_local_launch_failures_count",
+        "tokio_epoll_uring_slots_submission_queue_depth_count",
+        "remote_ondemand_downloaded_layers_total",
+        "remote_ondemand_downloaded_bytes_total",
+        "circuit_breaker_broken",
+        "circuit_breaker_unbroken",
+        "deletion_queue_submitted_total",
+        "deletion_queue_unexpected_errors_total",
+        "tenant_activation_seconds_count",
+        "tenant_startup_scheduled",
+        "tenant_manager_slot_writes",
+        "tenant_manager_unexpected_errors_total",
+        "layer_started_evictions",
+        'layer_cancelled_evictions_count{reason="layer_gone"}',
+        "disk_usage_based_eviction_evicted_bytes_total",
+        'tenant_states_count{state="Active"}',
+        'tenant_states_count{state="Broken"}',
+        "local_data_loss_suspected",
+    ):
+        assert f"pageserver_{name} 0" in lines
+
+
+async def test_evictions_and_heatmaps_are_counted(tmp_path: Path) -> None:
+    """3.9, 3.11: what began ended, or is told apart."""
+    async with serve(tmp_path / "work", bucket=tmp_path / "bucket") as api:
+        await api.follow()
+        store_of(api.world.manager.get(TENANT).get_timeline(ROOT)).ingest(START + 0x200)
+        await api.ask("PUT", f"{TL}/{ROOT}/checkpoint")
+        layers = (await api.ask("GET", f"{TL}/{ROOT}/layer"))[1]["historic_layers"]
+        assert await api.ask("DELETE", f"{TL}/{ROOT}/layer/{layers[0]['layer_file_name']}") == (200, None)
+        assert await api.ask("POST", f"{T}/heatmap_upload") == (200, None)
+        lines = (await api.client.get("/metrics")).text.splitlines()
+        for name in (
+            "layer_started_evictions",
+            "layer_completed_evictions",
+            "secondary_upload_heatmap",
+            "secondary_upload_heatmap_duration_count",
+        ):
+            assert f"pageserver_{name} 1" in lines
+        assert "pageserver_secondary_upload_heatmap_errors 0" in lines

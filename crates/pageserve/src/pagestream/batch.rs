@@ -1,5 +1,7 @@
 //! GetPage requests that become one vectored read (spec page-service.md 4).
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use pagecore::key::{FSM_FORK, VM_FORK};
 use pagecore::{Key, Lsn, RelTag};
@@ -17,6 +19,8 @@ pub(super) struct Member {
     pub(super) rel: RelTag,
     pub(super) block: u32,
     pub(super) lsn: Lsn,
+    /// When it was through the throttle.
+    pub(super) admitted: Instant,
 }
 
 /// What the batch found for a member.

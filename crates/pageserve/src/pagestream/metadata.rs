@@ -1,6 +1,6 @@
 //! The requests of a pagestream that are not GetPage: one at a time, each for shard zero (spec page-service.md 3).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pagecore::{Lsn, SlruKind, BLCKSZ};
 
@@ -27,6 +27,14 @@ impl PageStream {
             Body::Test { .. } => RequestKind::Test,
         };
         self.context.metrics.request_started(kind);
+        let mut took = Duration::ZERO;
+        let result = self.execute_alone(request, &mut took);
+        self.context.metrics.requests_executed(kind, took, 1);
+        result
+    }
+
+    /// `took` stays as it is if the request dies before it is executed.
+    fn execute_alone(&mut self, request: &Request<'_>, took: &mut Duration) -> Flow {
         if let Body::Test { message, .. } = request.body {
             request.respond(self.version, &Answer::Test(message), &mut self.output.bytes);
             return Ok(());
@@ -52,15 +60,19 @@ impl PageStream {
         let readable = |lsn| handle.is_readable_below_cutoff(lsn);
         let answer = match effective_lsn(&request.header, source.last_record_lsn(), source.gc_cutoff(), readable) {
             Err(error) => Err(error),
-            Ok(lsn) => match self.wait_for_lsn(&handle, lsn)? {
-                Err(error) => Err(error),
-                Ok(()) => {
+            Ok(lsn) => match self.wait_for_lsn(&handle, lsn) {
+                Err(end) => {
+                    *took = started.elapsed();
+                    return Err(end);
+                }
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(())) => {
                     let at = ReadAt { lsn, latest: request.header.request_lsn == Lsn::MAX };
                     self.read_other(&handle, request, at)
                 }
             },
         };
-        self.context.metrics.requests_executed(kind, started.elapsed(), 1);
+        *took = started.elapsed();
         match answer {
             Ok(()) => {
                 self.context.metrics.outcome(HandlerOutcome::Success, 1);

@@ -276,6 +276,21 @@ impl World {
     pub fn snapshot(&self) -> Snapshot {
         self.metrics.snapshot()
     }
+
+    /// What was started was executed, or died and was counted (spec metrics.md 3.4): for every kind of request, here
+    /// and of the timeline.
+    pub fn check_all_counted(&self) {
+        let snapshot = self.snapshot();
+        for ((kind, started), (_, seconds)) in snapshot.requests_started.iter().zip(&snapshot.request_seconds) {
+            assert_eq!(*started, seconds.counts.iter().sum::<u64>(), "{kind}");
+        }
+        let pages = counted(&snapshot.requests_started, "get_page_at_lsn");
+        assert_eq!(pages, snapshot.batch_wait_seconds.counts.iter().sum::<u64>());
+        let timeline = &self.timeline.metrics;
+        let started = timeline.get_page_started.load(std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(started, timeline.get_page_seconds.snapshot().counts.iter().sum::<u64>());
+        assert_eq!(started, timeline.batch_wait_seconds.snapshot().counts.iter().sum::<u64>());
+    }
 }
 
 pub struct Client {

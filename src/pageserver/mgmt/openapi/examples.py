@@ -140,8 +140,8 @@ KEYSPACE: dict[str, Any] = {
 }
 GET_PAGE: dict[str, Any] = {
     "page": [0, 0, 0, 0],
-    "layers_visited": None,
-    "delta_layers_visited": None,
+    "layers_visited": 3,
+    "delta_layers_visited": 2,
     "records": [],
     "img": None,
 }

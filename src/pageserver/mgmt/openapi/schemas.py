@@ -232,8 +232,8 @@ _ANSWERS: dict[str, Json] = {
     "GetPage": record(
         "The value of a key",
         page=list_of({"type": "integer", "minimum": 0, "maximum": 255}),
-        layers_visited=or_null(U64),
-        delta_layers_visited=or_null(U64),
+        layers_visited=U64,
+        delta_layers_visited=U64,
         records={"type": "array"},
         img={},
     ),
