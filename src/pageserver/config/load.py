@@ -20,6 +20,7 @@ from pageserver.config.tenant import TenantOverrides, TenantSettings
 from pageserver.config.validation import InvalidSettingError, describe
 
 DEFAULT_NODE_ID = 1
+_STORE_KINDS = {"local_path": "local", "bucket_name": "bucket", "container_name": "container"}
 DEFAULT_SETTINGS_TEXT = """\
 # Settings of this page server. Everything has a default; docs/operations.md tells about running a server.
 listen_pg_addr = '127.0.0.1:64000'
@@ -130,11 +131,19 @@ def _read_identity(path: Path) -> int:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
+    merged = {} if _is_another_store(base, over) else dict(base)
     for key, value in over.items():
         below = merged.get(key)
         merged[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def _is_another_store(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    """Return whether both describe object storage, of different kinds: the keys present choose the kind, so a mixture
+    of two could be one that nobody asked for.
+    """
+    kinds = [{_STORE_KINDS[key] for key in table if key in _STORE_KINDS} for table in (base, over)]
+    return all(kinds) and kinds[0].isdisjoint(kinds[1])
 
 
 def _update(base: MutableMapping[str, Any], over: Mapping[str, Any]) -> None:

@@ -62,6 +62,20 @@ def test_an_address_that_is_none_is_refused(key: str, address: str, tmp_path: Pa
         read_config(write(tmp_path, ""), [f"{key}='{address}'"])
 
 
+def test_another_kind_of_store_replaces_the_one_of_the_file(tmp_path: Path) -> None:
+    """Goal: `-c remote_storage={…}` is the store that is used, whatever kind the file has (remote-storage.md 16: with
+    a mixture of keys the directory would win). The same kind is changed key by key.
+    """
+    workdir = tmp_path / "ps"
+    init_workdir(workdir, overrides=["remote_storage={local_path='here', timeout='1s'}"])
+    store = read_config(workdir, ["remote_storage={bucket_name='b', bucket_region='r'}"]).settings.remote_storage
+    assert store is not None
+    assert (store.kind, store.local_path, str(store.timeout)) == ("s3", None, "2m")
+    store = read_config(workdir, ["remote_storage.local_path='there'"]).settings.remote_storage
+    assert store is not None
+    assert (store.kind, store.local_path, str(store.timeout)) == ("local", "there", "1s")
+
+
 def test_an_unquoted_text_override_is_explained(tmp_path: Path) -> None:
     with pytest.raises(InvalidSettingError, match="quotes"):
         read_config(write(tmp_path, ""), ["listen_http_addr=0.0.0.0:1"])
