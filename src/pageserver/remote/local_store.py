@@ -51,6 +51,7 @@ async def _to_the_end(function: Callable[..., _T], *arguments: Any) -> _T:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait((running,))
+        running.exception()  # Nobody hears of it any more, which is no news for the log.
         raise
 
 
