@@ -1099,6 +1099,8 @@ class PageService:
         """Counters since the start: ``connections_started``, ``connections_finished``, ``misrouted_requests``,
         ``flush_micros``, ``wait_lsn_micros``, ``wait_lsn_seconds`` (a histogram as below); by name ``commands``,
         ``requests_started``, ``outcomes``, ``batch_breaks``, ``questions_dropped`` (more than ``questions_max`` waited
-        for the event loop); ``batch_sizes`` (how many batches had 1, 2, … members); ``request_seconds`` by kind:
-        ``bounds_micros``, ``counts`` (one more than bounds, not cumulative), ``sum_micros``.
+        for the event loop); ``batch_sizes`` (how many batches had 1, 2, … members); ``throttle``, and
+        ``throttle_of_shards`` by (tenant id, number, count): started, finished, throttled requests, microseconds
+        waited; ``request_seconds`` by kind: ``bounds_micros``, ``counts`` (one more than bounds, not cumulative),
+        ``sum_micros``.
         """

@@ -24,11 +24,6 @@ _REASONS: dict[str, str] = {
         page_cache_find_victim_iters_total page_cache_read_accesses_total page_cache_read_hits_total
         relsize_snapshot_cache_entries relsize_snapshot_cache_misses virtual_file_descriptor_cache_size_max
         virtual_file_io_engine_kind""",
-    "pageserve: what throttles do is not counted": """
-        tenant_throttling_count tenant_throttling_count_accounted_finish
-        tenant_throttling_count_accounted_finish_global tenant_throttling_count_accounted_start
-        tenant_throttling_count_accounted_start_global tenant_throttling_count_global
-        tenant_throttling_wait_usecs_sum tenant_throttling_wait_usecs_sum_global""",
     "never: this server has no such part": "tokio_executor_thread_configured_count",
 }
 

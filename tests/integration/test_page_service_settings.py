@@ -133,10 +133,23 @@ def test_the_throttle_of_a_tenant_can_be_switched_on_and_off(served: tuple[PageS
             for _ in range(3):
                 client.size_of_database()
             assert time.monotonic() - started > 2, "nothing was at hand at the start"
+            check_throttle_metrics(server, tenant)
         started = time.monotonic()
         for _ in range(20):
             client.size_of_database()
         assert time.monotonic() - started < 10, "twenty seconds with the throttle"
+
+
+def check_throttle_metrics(server: PageServerProcess, tenant: str) -> None:
+    """Metrics.md 3.2, 22: three requests waited, and waiting is no part of execution."""
+    found = server.metrics()
+    shard = f'{{kind="pagestream",shard_id="0000",tenant_id="{tenant}"}}'
+    for name, expected in (("count_accounted_start", 3), ("count_accounted_finish", 3), ("count", 3)):
+        assert found[f"pageserver_tenant_throttling_{name}{shard}"] == expected
+        assert found[f'pageserver_tenant_throttling_{name}_global{{kind="pagestream"}}'] == expected
+    assert found[f"pageserver_tenant_throttling_wait_usecs_sum{shard}"] > 2_000_000
+    executed = found['pageserver_smgr_query_seconds_global_sum{smgr_query_type="get_db_size"}']
+    assert executed < found[f"pageserver_tenant_throttling_wait_usecs_sum{shard}"] / 1e6 / 2
 
 
 def test_who_waits_in_vain_learns_what_the_receiver_does(served: tuple[PageServerProcess, str, str]) -> None:

@@ -19,7 +19,7 @@ use pageserve::metrics::{HistogramSnapshot, Metrics, QuestionKind};
 use pageserve::registry::{Registry, ShardState};
 use pageserve::service::{self, Batching, ServiceConfig};
 use pageserve::source::PageSource;
-use pageserve::throttle::ThrottleConfig;
+use pageserve::throttle::{ThrottleConfig, ThrottleSnapshot};
 use pageserve::timeline::{Closed, Leases, Timeline};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -346,6 +346,11 @@ fn histogram<'py>(py: Python<'py>, histogram: &HistogramSnapshot) -> PyResult<Bo
     Ok(out)
 }
 
+/// Started, finished, throttled, microseconds waited.
+fn throttle_numbers(counts: &ThrottleSnapshot) -> (u64, u64, u64, u64) {
+    (counts.started, counts.finished, counts.throttled, counts.wait_micros)
+}
+
 fn counts<'py>(py: Python<'py>, counts: &[(&'static str, u64)]) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
     for (name, count) in counts {
@@ -569,6 +574,13 @@ impl PageService {
         out.set_item("flush_micros", snapshot.flush_micros)?;
         out.set_item("wait_lsn_micros", snapshot.wait_lsn_micros)?;
         out.set_item("wait_lsn_seconds", histogram(py, &snapshot.wait_lsn_seconds)?)?;
+        out.set_item("throttle", throttle_numbers(&snapshot.throttle))?;
+        let shards = PyDict::new(py);
+        for (id, counts) in self.registry.throttle_counts() {
+            let key = (PyBytes::new(py, &id.tenant.0), id.shard.number, id.shard.count);
+            shards.set_item(key, throttle_numbers(&counts))?;
+        }
+        out.set_item("throttle_of_shards", shards)?;
         out.set_item("batch_wait_seconds", histogram(py, &snapshot.batch_wait_seconds)?)?;
         out.set_item("questions_dropped", counts(py, &snapshot.questions_dropped)?)?;
         out.set_item("commands", counts(py, &snapshot.commands)?)?;

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use crate::throttle::{ThrottleCounts, ThrottleSnapshot};
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum RequestKind {
@@ -283,6 +285,8 @@ pub struct Metrics {
     pub wait_lsn_micros: AtomicU64,
     pub wait_lsn_seconds: Histogram,
     pub batch_wait_seconds: Histogram,
+    /// Over all shards, those included that are gone.
+    pub throttle: ThrottleCounts,
     pub batches: BatchMetrics,
     commands: [AtomicU64; CommandKind::NAMES.len()],
     requests_started: [AtomicU64; RequestKind::NAMES.len()],
@@ -301,6 +305,7 @@ impl Default for Metrics {
             wait_lsn_micros: AtomicU64::new(0),
             wait_lsn_seconds: Histogram::new(&WAIT_BOUNDS_MICROS),
             batch_wait_seconds: Histogram::new(&GLOBAL_BOUNDS_MICROS),
+            throttle: ThrottleCounts::default(),
             batches: BatchMetrics::default(),
             commands: Default::default(),
             requests_started: Default::default(),
@@ -345,6 +350,7 @@ impl Metrics {
             wait_lsn_micros: self.wait_lsn_micros.load(Relaxed),
             wait_lsn_seconds: self.wait_lsn_seconds.snapshot(),
             batch_wait_seconds: self.batch_wait_seconds.snapshot(),
+            throttle: self.throttle.snapshot(),
             questions_dropped: named(&QuestionKind::NAMES, &self.questions_dropped),
             commands: named(&CommandKind::NAMES, &self.commands),
             requests_started: named(&RequestKind::NAMES, &self.requests_started),
@@ -370,6 +376,7 @@ pub struct Snapshot {
     pub wait_lsn_micros: u64,
     pub wait_lsn_seconds: HistogramSnapshot,
     pub batch_wait_seconds: HistogramSnapshot,
+    pub throttle: ThrottleSnapshot,
     pub questions_dropped: Vec<(&'static str, u64)>,
     pub commands: Vec<(&'static str, u64)>,
     pub requests_started: Vec<(&'static str, u64)>,

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pagecore::{Key, Lsn, RelTag, BLCKSZ};
+use tokio::sync::watch;
 
 use self::batch::{break_reason, plan_reads, Batch, Found, Member};
 use crate::buffer::InputBuffer;
@@ -201,8 +202,14 @@ impl PageStream {
     /// Sleeps for the shard's throttle; delays everything behind it on this connection. Holds nothing meanwhile.
     fn pause(&mut self, handle: Handle, pause: Duration) -> Flow {
         handle.metrics.throttled_requests.fetch_add(1, Relaxed);
-        let mut closed = handle.watch_closed();
+        let (closed, throttle) = (handle.watch_closed(), Arc::clone(&handle.throttle));
         drop(handle);
+        let result = self.sleep(closed, pause);
+        throttle.passed(&self.context.metrics.throttle);
+        result
+    }
+
+    fn sleep(&mut self, mut closed: watch::Receiver<Option<Closed>>, pause: Duration) -> Flow {
         self.execute_batch(BatchBreak::ExecutorSteal)?;
         self.flush()?;
         let slept = self.wait(async {
@@ -272,7 +279,7 @@ impl PageStream {
                 handle.metrics.get_page_started.fetch_add(1, Relaxed);
                 *counted = Some(Arc::clone(&handle.metrics));
                 admitted = Instant::now();
-                if let Some(pause) = handle.throttle.reserve(admitted) {
+                if let Some(pause) = handle.throttle.reserve(admitted, &self.context.metrics.throttle) {
                     self.pause(handle, pause)?;
                     admitted = Instant::now();
                     continue;

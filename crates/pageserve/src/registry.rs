@@ -15,7 +15,7 @@ use crate::error::{PageError, QueryError};
 use crate::handler::Handler;
 use crate::ids::{ShardIndex, TenantId, TenantShardId, TimelineId};
 use crate::source::PageSource;
-use crate::throttle::{Throttle, ThrottleConfig};
+use crate::throttle::{Throttle, ThrottleConfig, ThrottleSnapshot};
 use crate::timeline::{Closed, ShardSelector, Timeline};
 
 /// What the tenant manager says of one slot of its map.
@@ -177,6 +177,19 @@ impl Registry {
         let Some(shard) = tenants.get(&id.tenant).and_then(|shards| shards.get(&id.shard)) else { return false };
         shard.throttle.configure(config, Instant::now());
         true
+    }
+
+    /// What the throttle of each shard did.
+    pub fn throttle_counts(&self) -> Vec<(TenantShardId, ThrottleSnapshot)> {
+        let tenants = self.read();
+        let of_tenant = |(tenant, shards): (&TenantId, &Shards)| {
+            let tenant = *tenant;
+            let counts = |(shard, found): (&ShardIndex, &Shard)| {
+                (TenantShardId { tenant, shard: *shard }, found.throttle.counts.snapshot())
+            };
+            shards.iter().map(counts).collect::<Vec<_>>()
+        };
+        tenants.iter().flat_map(of_tenant).collect()
     }
 
     /// Makes the timeline Active. None if the shard is not here. An Active timeline of that id is closed and replaced.

@@ -20,14 +20,53 @@ struct Bucket {
     empty_at: Instant,
 }
 
+/// Requests that met a throttle, of one shard or of all that were ever here.
+#[derive(Default)]
+pub struct ThrottleCounts {
+    started: AtomicU64,
+    finished: AtomicU64,
+    throttled: AtomicU64,
+    wait_micros: AtomicU64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThrottleSnapshot {
+    pub started: u64,
+    /// Those that are through: started less those that wait.
+    pub finished: u64,
+    /// Those that had to wait.
+    pub throttled: u64,
+    pub wait_micros: u64,
+}
+
+impl ThrottleCounts {
+    pub fn snapshot(&self) -> ThrottleSnapshot {
+        ThrottleSnapshot {
+            started: self.started.load(Relaxed),
+            finished: self.finished.load(Relaxed),
+            throttled: self.throttled.load(Relaxed),
+            wait_micros: self.wait_micros.load(Relaxed),
+        }
+    }
+
+    fn met(&self, wait: Option<Duration>) {
+        self.started.fetch_add(1, Relaxed);
+        match wait {
+            None => drop(self.finished.fetch_add(1, Relaxed)),
+            Some(wait) => {
+                self.throttled.fetch_add(1, Relaxed);
+                self.wait_micros.fetch_add(wait.as_micros() as u64, Relaxed);
+            }
+        }
+    }
+}
+
 /// Shared by all timelines and connections of one tenant shard.
 #[derive(Default)]
 pub struct Throttle {
     enabled: AtomicBool,
     bucket: Mutex<Option<Bucket>>,
-    pub requests: AtomicU64,
-    pub throttled: AtomicU64,
-    pub wait_micros: AtomicU64,
+    pub counts: ThrottleCounts,
 }
 
 impl Throttle {
@@ -43,22 +82,26 @@ impl Throttle {
     }
 
     /// Takes one token. Returns how long the caller must sleep before going on: places in the queue are given out in
-    /// the order of arrival, so nobody overtakes.
-    pub fn reserve(&self, now: Instant) -> Option<Duration> {
+    /// the order of arrival, so nobody overtakes. Who slept says so with `passed`, however it ended.
+    pub fn reserve(&self, now: Instant, totals: &ThrottleCounts) -> Option<Duration> {
         if !self.enabled.load(Relaxed) {
             return None;
         }
-        let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = bucket.as_mut()?;
-        self.requests.fetch_add(1, Relaxed);
-        bucket.empty_at = bucket.empty_at.max(now) + bucket.cost;
-        let wait = bucket.empty_at.checked_sub(bucket.burst)?.checked_duration_since(now)?;
-        if wait.is_zero() {
-            return None;
-        }
-        self.throttled.fetch_add(1, Relaxed);
-        self.wait_micros.fetch_add(wait.as_micros() as u64, Relaxed);
-        Some(wait)
+        let wait = {
+            let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+            let bucket = bucket.as_mut()?;
+            bucket.empty_at = bucket.empty_at.max(now) + bucket.cost;
+            let full_at = bucket.empty_at.checked_sub(bucket.burst);
+            full_at.and_then(|full_at| full_at.checked_duration_since(now)).filter(|wait| !wait.is_zero())
+        };
+        self.counts.met(wait);
+        totals.met(wait);
+        wait
+    }
+
+    pub fn passed(&self, totals: &ThrottleCounts) {
+        self.counts.finished.fetch_add(1, Relaxed);
+        totals.finished.fetch_add(1, Relaxed);
     }
 }
 
@@ -68,9 +111,9 @@ mod tests {
 
     #[test]
     fn the_rate_holds_after_the_burst_is_used_up() {
-        let throttle = Throttle::default();
+        let (throttle, totals) = (Throttle::default(), ThrottleCounts::default());
         let start = Instant::now();
-        assert_eq!(throttle.reserve(start), None);
+        assert_eq!(throttle.reserve(start, &totals), None);
         throttle.configure(
             Some(ThrottleConfig {
                 initial: 5,
@@ -81,13 +124,17 @@ mod tests {
             start,
         );
         for _ in 0..5 {
-            assert_eq!(throttle.reserve(start), None);
+            assert_eq!(throttle.reserve(start, &totals), None);
         }
         for i in 1..=20u32 {
-            assert_eq!(throttle.reserve(start), Some(Duration::from_millis(10) * i));
+            assert_eq!(throttle.reserve(start, &totals), Some(Duration::from_millis(10) * i));
         }
-        assert_eq!(throttle.reserve(start + Duration::from_secs(1)), None);
+        assert_eq!(throttle.reserve(start + Duration::from_secs(1), &totals), None);
+        throttle.passed(&totals);
+        let wait_micros = (1..=20).sum::<u64>() * 10_000;
+        let counted = ThrottleSnapshot { started: 26, finished: 7, throttled: 20, wait_micros };
+        assert_eq!((throttle.counts.snapshot(), totals.snapshot()), (counted, counted));
         throttle.configure(None, start);
-        assert_eq!(throttle.reserve(start), None);
+        assert_eq!(throttle.reserve(start, &totals), None);
     }
 }

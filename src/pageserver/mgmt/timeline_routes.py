@@ -200,6 +200,8 @@ async def checkpoint(request: Request) -> Response:
     _, timeline = await open_timeline(request)
     if any(query_flag(request, name, default=False) for name in _COMPACTION_FLAGS):
         raise not_built("compaction")
+    query_flag(request, "compact", default=True)
+    query_flag(request, "wait_until_uploaded", default=False)
     if query_flag(request, "wait_until_flushed", default=True):
         await timeline.freeze_and_flush()
     else:
@@ -229,6 +231,8 @@ async def do_gc(request: Request) -> Response:
     )
 
 
+_IGNORED_DETAILS = ("force-await-initial-logical-size", "include-image-consistent-lsn")
+"""Checked and without effect: there is no initial computation of the size, and no such LSN."""
 _COMPACTION_FLAGS = ("force_l0_compaction", "force_repartition", "force_image_layer_creation")
 
 
@@ -240,6 +244,8 @@ async def open_timeline(request: Request) -> tuple[Tenant, Timeline]:
 
 async def info_json(request: Request, tenant: Tenant, info: TimelineInfo) -> dict[str, Any]:
     """Return TimelineInfo (5.3), with the size that only a count gives if the request asks for it."""
+    for name in _IGNORED_DETAILS:
+        query_flag(request, name, default=False)
     body = with_names(tenant, info.timeline_id, info.to_json())
     wants_size = query_flag(request, "include-non-incremental-logical-size", default=False)
     if wants_size and info.state.status is TimelineStatus.ACTIVE and tenant.shard.is_shard_zero():

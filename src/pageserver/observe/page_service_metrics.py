@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pageserver.config import ServerSettings
-from pageserver.ids import TenantShardId, TimelineId
+from pageserver.ids import ShardIndex, TenantShardId, TimelineId
 from pageserver.observe.exposition import Buckets, Exposition, Labels
 from pageserver.serve.page_service import PageServiceMetrics
 
@@ -89,6 +89,7 @@ def collect_page_service(exposition: Exposition, metrics: PageServiceMetrics) ->
         "Time of base backups",
         [({"result": result}, Buckets.of(histogram)) for result, histogram in metrics.backup_seconds.items()],
     )
+    _collect_throttles(exposition, service)
     _collect_timelines(exposition, metrics.timelines)
 
 
@@ -110,6 +111,29 @@ def collect_pipelining(exposition: Exposition, settings: ServerSettings) -> None
             )
         ],
     )
+
+
+def _collect_throttles(exposition: Exposition, service: Mapping[str, Any]) -> None:
+    """Add what throttles did, of the shards that are here and of all that ever were. Requests of a shard without a
+    throttle do not enter one.
+    """
+    kind = {"kind": "pagestream"}
+    shards = [
+        ({**kind, "tenant_id": tenant.hex(), "shard_id": str(ShardIndex.from_bytes(bytes((number, count))))}, counts)
+        for (tenant, number, count), counts in service["throttle_of_shards"].items()
+    ]
+    for place, (name, text) in enumerate(
+        (
+            ("count_accounted_start", "Requests that entered a throttle"),
+            ("count_accounted_finish", "Requests that left a throttle"),
+            ("count", "Requests that had to wait"),
+            ("wait_usecs_sum", "Microseconds that they had to wait"),
+        )
+    ):
+        samples = [(labels, counts[place]) for labels, counts in shards]
+        exposition.counter(f"pageserver_tenant_throttling_{name}", text, samples)
+        every = service["throttle"][place]
+        exposition.counter(f"pageserver_tenant_throttling_{name}_global", f"{text}, all", [(kind, every)])
 
 
 def _collect_timelines(

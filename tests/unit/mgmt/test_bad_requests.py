@@ -75,6 +75,8 @@ QUERIES = {
     "a NUL in a path": "/v1/tenant/%00",
     "a half byte in a path": f"{TL}/{ROOT}/layer/%FF",
     "a flag of another language": f"{TL}/{ROOT}?include-non-incremental-logical-size=1",
+    "a flag without effect of another language": f"{TL}/{ROOT}?force-await-initial-logical-size=1",
+    "the same in the list": f"{TL}?include-image-consistent-lsn=yes",
 }
 
 

@@ -49,7 +49,7 @@ impl PageStream {
             if std::mem::replace(&mut has_token, true) {
                 break handle;
             }
-            match handle.throttle.reserve(Instant::now()) {
+            match handle.throttle.reserve(Instant::now(), &self.context.metrics.throttle) {
                 None => break handle,
                 Some(pause) => self.pause(handle, pause)?,
             }
