@@ -115,6 +115,22 @@ def test_slru_segments_are_left_out_for_computes_that_fetch_them(served: tuple[P
     assert names_in(server, f"basebackup {tenant} {timeline}") >= segments
 
 
+def test_the_time_of_base_backups_is_counted_and_that_of_full_ones_is_not(
+    served: tuple[PageServerProcess, str, str],
+) -> None:
+    """Spec page-service.md 1.5, 6.13."""
+    server, tenant, timeline = served
+
+    def counted() -> float:
+        return server.metrics()['pageserver_basebackup_query_seconds_count{result="ok"}']
+
+    before = counted()
+    names_in(server, f"fullbackup {tenant} {timeline}")
+    names_in(server, f"basebackup {tenant} {timeline}")
+    server.wait_for(lambda: counted() > before, 10, "the base backup to be counted")
+    assert counted() == before + 1, "one of the two"
+
+
 def test_the_throttle_of_a_tenant_can_be_switched_on_and_off(served: tuple[PageServerProcess, str, str]) -> None:
     """Goal: `timeline_get_throttle` reaches the page service. Method: one request a second, two at hand; then none."""
     server, tenant, timeline = served

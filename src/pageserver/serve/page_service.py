@@ -151,6 +151,7 @@ class PageServiceRoom:
             tenant = self._tenant(request.tenant_id, request.shard)
             timeline = tenant.get_timeline(TimelineId(request.timeline_id))
         except PageServerError as error:
+            self._observe_backup("error", time.monotonic(), request)
             sink.fail("not_found", str(error))
             return
         lazy_slru = tenant.settings().lazy_slru_download
@@ -208,12 +209,15 @@ class PageServiceRoom:
                 error=str(error),
                 exc_info=None if expected else error,
             )
-            self._observe_backup("error", started)
+            self._observe_backup("error", started, request)
             return
         if is_complete or timeline.state.status is TimelineStatus.ACTIVE:
-            self._observe_backup("ok" if is_complete else "client_error", started)
+            self._observe_backup("ok" if is_complete else "client_error", started, request)
 
-    def _observe_backup(self, result: str, started: float) -> None:
+    def _observe_backup(self, result: str, started: float, request: _core.BackupRequest) -> None:
+        """Count the time of a base backup; that of a full one tells nothing (page-service.md 6.13)."""
+        if request.full:
+            return
         with self._counting:
             self.backup_seconds[result].observe(time.monotonic() - started)
 
