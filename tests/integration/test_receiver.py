@@ -221,6 +221,18 @@ async def test_replies_are_not_delayed_by_a_long_ingest_step(make_server: MakeSe
         assert await asyncio.to_thread(server.sql, pids) == first
 
 
+async def test_an_idle_primary_is_not_being_connected_to(make_server: MakeServer) -> None:
+    """Lost once: after a restart the status said "connecting to the primary" until somebody wrote, or for half a
+    minute.
+    """
+    world = make_world(make_server(17))
+    async with Running(world):
+        end = await world.caught_up()
+    async with Running(world):
+        await world.until(lambda: world.receiver.status().text.startswith("streaming"), timeout_seconds=8)
+        assert str(end) in world.receiver.status().text, "where the primary's WAL ends"
+
+
 async def test_only_what_is_durable_is_reported_as_flushed(make_server: MakeServer) -> None:
     server = make_server(17)
     world = make_world(server)

@@ -321,6 +321,7 @@ class WalReceiver:
                     hint=RESYNC_HINT,
                 )
         last, end = self._timeline.last_record_lsn, facts.identity.flush_lsn
+        self._become(server_end_lsn=end)
         if facts.identity.pg_tli == self._source.pg_tli:
             if last <= end < last.normalised():
                 # Its WAL ends with a page, and so does ours; where the next one's header ends is ahead of it.
@@ -354,6 +355,10 @@ class WalReceiver:
         self._log.info("source switched timeline", pg_tli=following.pg_tli, at=str(following.start))
 
     # What sessions report.
+
+    def note_streaming(self, stream: WalStream) -> None:
+        """The primary streams to us from here on, though one that idles says nothing for half a minute."""
+        self._become(phase=ReceiverPhase.STREAMING, received_lsn=stream.received_lsn, error=None)
 
     def note_received(self, stream: WalStream, received: Received) -> None:
         """Publish positions before ingest, so that a stuck ingest does not look like a dead source."""
@@ -427,6 +432,7 @@ class _Session:
             return next_timeline_of(row)
         stream = WalStream(self._connection, start=start, now_microseconds=self._receiver.now_micros)
         self._ended = False
+        self._receiver.note_streaming(stream)
         try:
             async with asyncio.TaskGroup() as group:
                 reporter = group.create_task(self._report_loop(stream), name="report to primary")
