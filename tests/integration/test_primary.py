@@ -154,6 +154,21 @@ def test_a_role_without_replication_is_named(server_dir: Path) -> None:
             connect(server, user="plain")
 
 
+@pytest.mark.parametrize("more", [{}, {"password": "wrong"}])
+def test_a_password_that_is_missing_or_wrong_is_asked_for_at_the_page_server(
+    more: dict[str, str], server_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGPASSFILE", str(server_dir / "absent"))
+    server = PostgresServer(16, server_dir / "data")
+    server.initdb()
+    lines = ("host all postgres 127.0.0.1/32 trust", "host all,replication locked 127.0.0.1/32 scram-sha-256")
+    (server.data_dir / "pg_hba.conf").write_text("".join(f"{line}\n" for line in lines))
+    with server:
+        server.sql("CREATE ROLE locked LOGIN REPLICATION PASSWORD 'right'")
+        with pytest.raises(SourceUnavailableError, match=r"password.*PGPASSFILE"):
+            connect(server, user="locked", **more)
+
+
 def test_a_primary_that_is_away_is_not_refused_for_good() -> None:
     with pytest.raises(SourceUnavailableError):
         PrimaryConnection.connect("host=127.0.0.1 port=1", application_name="test", timeout_seconds=2)

@@ -412,7 +412,9 @@ def _explain_refused_login(
     pgconn = pq.PGconn.connect(make_conninfo("", **parameters).encode())
     try:
         if pgconn.status != pq.ConnStatus.OK:
-            return SourceUnavailableError(f"cannot connect to the primary: {message}")
+            needs_password = "no password supplied" in message or "password authentication failed" in message
+            hint = "PGPASSFILE or ~/.pgpass of the page server's user, not of pagectl's" if needs_password else None
+            return SourceUnavailableError(f"cannot connect to the primary: {message}", hint=hint)
         result = pgconn.exec_(
             b"SELECT current_setting('wal_level'), current_setting('max_wal_senders'), "
             b"rolreplication OR rolsuper, rolname FROM pg_roles WHERE rolname = current_user"
