@@ -158,8 +158,12 @@ async def probe_store(storage: ObjectStorage, instance: str) -> None:
 
 
 async def is_newest_generation(storage: ObjectStorage, shard: TenantShardId, generation: Generation) -> bool:
-    """Return whether no claim above ours exists: the `validate` of a server that stands alone."""
-    return await _highest_claim(storage, shard) <= (generation.number or 0)
+    """Return whether our claim is the highest: the `validate` of a server that stands alone.
+
+    Claims are never deleted. A store that does not show ours is not the one that we attached from (emptied, or a
+    directory where nothing is mounted any more), and what was written there must not be acknowledged either.
+    """
+    return await _highest_claim(storage, shard) == generation.number
 
 
 def generation_of_key(key: str) -> Generation:

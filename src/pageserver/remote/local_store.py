@@ -56,11 +56,14 @@ async def _to_the_end(function: Callable[..., _T], *arguments: Any) -> _T:
 
 
 class LocalStore:
-    """Objects below `root`, which is created if absent."""
+    """Objects below `root`, which is created by the first write. Once it was there, its absence means that a file
+    system is not mounted any more, and nothing about the objects.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._counter = itertools.count(1)
+        self._has_seen_root = False
 
     async def get(self, key: str) -> bytes:
         return await asyncio.to_thread(self._read, key)
@@ -129,6 +132,7 @@ class LocalStore:
             try:
                 file = path.open("rb")
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+                self._check_root(operation, key)
                 raise ObjectNotFoundError(key=key) from error
         with file:
             yield file
@@ -184,10 +188,23 @@ class LocalStore:
 
             self._write(target_key, copy, os.replace)
 
+    def _check_root(self, operation: str, key: str) -> None:
+        if self.root.is_dir():
+            self._has_seen_root = True
+        elif self._has_seen_root:
+            raise StoreUnavailableError(
+                f"cannot {operation} {key}: the directory {self.root} is gone",
+                operation=operation,
+                key=key,
+                hint="is its file system mounted?",
+            )
+
     def _write(self, key: str, fill: Callable[[BinaryIO], None], publish: Callable[[Path, Path], None]) -> None:
         path = self._path(key)
+        self._check_root("put", key)
         with _as_unavailable("put", key):
             make_directory_durable(path.parent, self.root)
+            self._has_seen_root = True
             temporary = path.with_name(f"{path.name}.{os.getpid():x}-{next(self._counter):x}{TEMPORARY_SUFFIX}")
             try:
                 with temporary.open("xb") as file:
@@ -207,6 +224,7 @@ class LocalStore:
         parents = set()
         for key in keys:
             path = self._path(key)
+            self._check_root("delete", key)
             with _as_unavailable("delete", key), contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
                 parents.add(path.parent)
@@ -217,7 +235,8 @@ class LocalStore:
     def _walk(self, prefix: str) -> Iterator[StoredObject]:
         # Only the directory part of the prefix narrows the walk: `tenants/ab` also matches `tenants/abc/…`.
         start = self.root / prefix.rpartition("/")[0]
-        for directory, _, names in os.walk(start):
+        self._check_root("list", prefix)
+        for directory, _, names in os.walk(start, onerror=_raise_unless_absent):
             for name in names:
                 path = Path(directory, name)
                 key = str(path.relative_to(self.root))
@@ -227,6 +246,7 @@ class LocalStore:
                     yield _describe(key, path, None)
 
     def _directories(self, prefix: str) -> list[str]:
+        self._check_root("list", prefix)
         with _as_unavailable("list", prefix):
             try:
                 names = sorted(entry.name for entry in os.scandir(self.root / prefix) if entry.is_dir())
@@ -258,6 +278,12 @@ def new_file(target: Path) -> Iterator[BinaryIO]:
         except BaseException:
             target.unlink(missing_ok=True)
             raise
+
+
+def _raise_unless_absent(error: OSError) -> None:
+    """A directory that went meanwhile has no objects; one that cannot be read may have any."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 @contextlib.contextmanager

@@ -360,7 +360,8 @@ class TenantManager:
         slot = self._slots.get(shard)
         if isinstance(slot, Tenant) and slot.generation == generation and not slot.is_overtaken:
             self._log.error(
-                "a newer generation exists: another server has taken over, nothing more is deleted or acknowledged",
+                "a newer generation exists: another server has taken over, nothing more is deleted or acknowledged "
+                "(or the store has lost our claim)",
                 tenant=str(shard),
                 generation=generation.number,
             )

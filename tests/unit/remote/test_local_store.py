@@ -3,7 +3,9 @@
 """
 
 import asyncio
+import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -118,6 +120,55 @@ async def test_claims_are_unique_and_above_everything(tmp_path: Path) -> None:
         await claim_generation(store, SHARD, claim(), wanted=15)
     assert await is_newest_generation(store, SHARD, Generation(20))
     assert not await is_newest_generation(store, SHARD, Generation(12))
+
+
+async def test_a_store_without_our_claim_vouches_for_nothing(tmp_path: Path) -> None:
+    """Goal: what goes into another directory than we attached from is not acknowledged."""
+    store = LocalStore(tmp_path)
+    assert (await claim_generation(store, SHARD, claim())).number == 1
+    assert await is_newest_generation(store, SHARD, Generation(1))
+    shutil.rmtree(tmp_path / "generations")
+    assert not await is_newest_generation(store, SHARD, Generation(1))
+
+
+async def test_a_directory_that_is_gone_is_no_absence_of_objects(tmp_path: Path) -> None:
+    """Goal: a file system that is unmounted while a server runs looks neither empty nor is it written beside."""
+    root = tmp_path / "mount" / "bucket"
+    store = LocalStore(root)
+    with pytest.raises(ObjectNotFoundError):
+        await store.get("a/b")
+    await store.put("a/b", b"1")
+    (tmp_path / "mount").rename(tmp_path / "unmounted")
+    (tmp_path / "mount").mkdir()
+    for attempt in (
+        lambda: store.get("a/b"),
+        lambda: store.put("a/c", b"2"),
+        lambda: store.delete(["a/b"]),
+        lambda: store.list_directories("a/"),
+        lambda: anext(aiter(store.list_objects("a/")), None),
+    ):
+        with pytest.raises(StoreUnavailableError, match="is gone"):
+            await attempt()
+    assert list((tmp_path / "mount").iterdir()) == []
+    (tmp_path / "mount").rmdir()
+    (tmp_path / "unmounted").rename(tmp_path / "mount")
+    assert await store.get("a/b") == b"1"
+
+
+async def test_a_directory_that_cannot_be_listed_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: an I/O error while claims or indices are listed is no answer that there are none."""
+    store = LocalStore(tmp_path)
+    await store.put("a/b/c", b"1")
+    scandir = os.scandir
+
+    def fail(path: str | Path) -> object:
+        if str(path).endswith("b"):
+            raise OSError(errno.EIO, "cannot read the directory")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(StoreUnavailableError, match="cannot read the directory"):
+        _ = [item async for item in store.list_objects("a/")]
 
 
 async def test_a_generation_below_an_object_is_taken_and_0_is_a_generation(tmp_path: Path) -> None:
