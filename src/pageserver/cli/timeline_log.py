@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from typing import Any
 
 import click
 
@@ -13,6 +15,8 @@ from pageserver.cli.working import working
 from pageserver.errors import PageServerError
 from pageserver.lsn import Lsn
 
+_ACKNOWLEDGED_SECONDS_MAX = 10.0
+_POLL_SECONDS = 0.1
 _TIMEOUT_SECONDS_MAX = 86400.0
 
 
@@ -40,9 +44,22 @@ def checkpoint(session: Session, tenant: str | None, timeline_id: str) -> None:
     path = session.timeline_path(tenant, timeline_id)
     with working(session, "flushing and uploading"):
         session.client.put(f"{path}/checkpoint")
-    info = session.client.get(path)
+        info = _when_acknowledged(session, path)
     row = (info["last_record_lsn"], info["disk_consistent_lsn"], info["remote_consistent_lsn_visible"])
     show(session, info, lambda: make_table(("last record", "on disk", "durable"), [row]))
+
+
+def _when_acknowledged(session: Session, path: str) -> dict[str, Any]:
+    """Describe a timeline once what it uploaded counts as durable: the server asks first whether it still has the
+    tenant. One that has not is described after a while.
+    """
+    deadline = time.monotonic() + _ACKNOWLEDGED_SECONDS_MAX
+    while True:
+        info: dict[str, Any] = session.client.get(path)
+        durable, on_disk = (Lsn.parse(info[key]) for key in ("remote_consistent_lsn_visible", "disk_consistent_lsn"))
+        if durable >= on_disk or time.monotonic() > deadline:
+            return info
+        time.sleep(_POLL_SECONDS)
 
 
 @click.command(name="wait-lsn")

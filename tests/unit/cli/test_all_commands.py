@@ -22,7 +22,7 @@ TENANT, TIMELINE = "aa" * 16, "11" * 16
 LOCATION = {"mode": "AttachedSingle", "generation": 3, "tenant_conf": {"gc_period": "1h"}}
 CONFIG = {"tenant_specific_overrides": {"gc_period": "2h"}, "effective_config": {"gc_period": "2h", "gc_horizon": 1}}
 KEYS = {"keys": [["00", "01"]], "sparse_keys": [["62", "63"]], "at_lsn": "0/200"}
-DURABLE = {"last_record_lsn": "0/300", "disk_consistent_lsn": "0/200", "remote_consistent_lsn_visible": "0/100"}
+DURABLE = {"last_record_lsn": "0/300", "disk_consistent_lsn": "0/200", "remote_consistent_lsn_visible": "0/200"}
 T, TL = f"/v1/tenant/{TENANT}", f"/v1/tenant/{TENANT}/timeline/{TIMELINE}"
 
 Request = tuple[str, str, Any]
@@ -80,8 +80,12 @@ COMMANDS: list[tuple[list[str], list[tuple[Request, Any]], str]] = [
     (["tenant", "heatmap", TENANT], [(("POST", f"{T}/heatmap_upload", {}), None)], "uploaded"),
     (
         ["timeline", "checkpoint", "--tenant", TENANT, TIMELINE],
-        [(("PUT", f"{TL}/checkpoint", None), None), (("GET", TL, None), DURABLE)],
-        "0/100",
+        [
+            (("PUT", f"{TL}/checkpoint", None), None),
+            (("GET", TL, None), {**DURABLE, "remote_consistent_lsn_visible": "0/100"}),
+            (("GET", TL, None), DURABLE),
+        ],
+        "0/200    0/200",
     ),
     (
         ["timeline", "wait-lsn", "--tenant", TENANT, "--timeout", "1.5", TIMELINE, "0/200"],
