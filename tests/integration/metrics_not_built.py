@@ -15,8 +15,7 @@ _REASONS: dict[str, str] = {
         active_storage_operations_count background_loop_semaphore_running_tasks
         background_loop_semaphore_wait_finish_count background_loop_semaphore_wait_seconds
         background_loop_semaphore_wait_start_count background_loop_semaphore_waiting_tasks tenant_task_events""",
-    "timeline: how long a layer was here when it is evicted is not looked at": """
-        evictions_with_low_residence_duration layer_redownloaded_after""",
+    "timeline: how long an evicted layer was away is not looked at": "layer_redownloaded_after",
     "timeline: the engine does not say which task waits for a download": """
         wait_ondemand_download_seconds_global wait_ondemand_download_seconds_sum""",
     "pagestore: times of reads, and file operations, are not counted": """

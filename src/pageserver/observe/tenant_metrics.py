@@ -234,6 +234,15 @@ def _collect_layers(exposition: Exposition, timelines: _Timelines) -> None:
         "Number of layers evicted from the pageserver",
         [(labels, timeline.residence.evictions) for labels, timeline, _ in found],
     )
+    early = [(labels, timeline.residence.early_evictions()) for labels, timeline, _ in found]
+    exposition.counter(
+        "pageserver_evictions_with_low_residence_duration",
+        "Layers evicted after a shorter residence than the tenant's threshold",
+        [
+            ({**labels, "residence_duration_data_source": "mtime", "low_threshold_secs": str(int(threshold))}, count)
+            for labels, (threshold, count) in early
+        ],
+    )
     for part in ("sum", "count"):
         exposition.counter(
             f"pageserver_storage_operations_seconds_{part}",

@@ -12,18 +12,29 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any, Protocol
 
 from pageserver.errors import ConflictError, NotFoundError, PageServerError, PreconditionFailedError, StoppedError
 from pageserver.ids import TenantShardId, TimelineId
-from pageserver.remote import IndexPart
+from pageserver.remote import IndexPart, LayerName, LayerNameError
 from pageserver.remote.remote_timeline import MissingLayerError
 from pageserver.remote.upload_operations import is_same_object
 from pageserver.timeline.downloads import LayerDownloads
 from pageserver.timeline.engine import LayerFacts, TimelineStore
+
+
+def _is_file_of(layer: str, file: str) -> bool:
+    """Return whether a file's name is that of a layer, with or without a generation."""
+    try:
+        return file.startswith(layer) and str(LayerName.parse(file)) == layer
+    except LayerNameError:
+        return False
 
 
 class LayerNotFoundError(NotFoundError):
@@ -117,7 +128,12 @@ class LayerResidence:
         shard: TenantShardId,
         timeline_id: TimelineId,
         log: Any,
+        directory: Path | None = None,
+        low_residence_seconds: Callable[[], float] = lambda: 86400.0,
     ) -> None:
+        self._directory = directory
+        self._low_residence_seconds = low_residence_seconds
+        self._early = (low_residence_seconds(), 0)
         self._store = store
         self._remote = remote
         self._downloads = downloads
@@ -147,6 +163,7 @@ class LayerResidence:
         assert self._downloads is not None, "checked above"
         counts = self._downloads.counts
         counts.evictions_started += 1
+        residence = await asyncio.to_thread(self._residence_seconds, name)
         try:
             await asyncio.to_thread(self._store.evict_layers, [name])
         except NotFoundError as error:  # gone from the map meanwhile
@@ -157,6 +174,9 @@ class LayerResidence:
             raise
         counts.evictions += 1
         self.evictions += 1
+        threshold, early = self.early_evictions()
+        if residence is not None and residence < threshold:
+            self._early = (threshold, early + 1)
         self.evicted.add(name)
         self._log.info("evicted", layer=name)
         return True
@@ -223,6 +243,27 @@ class LayerResidence:
 
     def _remote_layers(self) -> list[str]:
         return [layer.name for layer in self._store.layers() if not layer.is_resident]
+
+    def early_evictions(self) -> tuple[float, int]:
+        """Return the tenant's threshold in seconds, and how many layers were evicted after a shorter residence since it
+        is what it is.
+        """
+        threshold = self._low_residence_seconds()
+        if threshold != self._early[0]:
+            self._early = (threshold, 0)
+        return self._early
+
+    def _residence_seconds(self, name: str) -> float | None:
+        """Return for how long a layer's file has been here, None if that cannot be told. A file is complete before it
+        gets its name, so its time is that of its coming.
+        """
+        if self._directory is None:
+            return None
+        try:
+            modified = [entry.stat().st_mtime for entry in os.scandir(self._directory) if _is_file_of(name, entry.name)]
+        except OSError:
+            return None
+        return time.time() - max(modified) if modified else None
 
     def _is_resident(self, name: str) -> bool:
         return self._facts(name).is_resident

@@ -105,7 +105,14 @@ class Timeline:
         self.remote = remote
         self._downloads = downloads
         self.residence = LayerResidence(
-            store, remote, downloads, shard=identity.tenant_shard_id, timeline_id=identity.timeline_id, log=log
+            store,
+            remote,
+            downloads,
+            shard=identity.tenant_shard_id,
+            timeline_id=identity.timeline_id,
+            log=log,
+            directory=identity.directory,
+            low_residence_seconds=lambda: settings().evictions_low_residence_duration_metric_threshold.seconds,
         )
         self.document = document
         self.state: TimelineState = LOADING

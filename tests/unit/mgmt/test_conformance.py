@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -293,3 +295,36 @@ async def test_evictions_and_heatmaps_are_counted(tmp_path: Path) -> None:
         ):
             assert f"pageserver_{name} 1" in lines
         assert "pageserver_secondary_upload_heatmap_errors 0" in lines
+
+
+async def test_evictions_soon_after_a_layer_came_are_counted_by_threshold(tmp_path: Path) -> None:
+    """metrics.md 16: a changed threshold replaces the label's value; one series remains, and begins at 0."""
+    async with serve(tmp_path / "work", bucket=tmp_path / "bucket") as api:
+        await api.follow()
+        store_of(api.world.manager.get(TENANT).get_timeline(ROOT)).ingest(START + 0x200)
+        await api.ask("PUT", f"{TL}/{ROOT}/checkpoint")
+        one, other = (each["layer_file_name"] for each in (await layers(api)))
+
+        async def series() -> list[tuple[str, str]]:
+            found = re.findall(
+                r'^pageserver_evictions_with_low_residence_duration{low_threshold_secs="(\d+)",'
+                rf'residence_duration_data_source="mtime",shard_id="0000",tenant_id="{TENANT}",'
+                rf'timeline_id="{ROOT}"}} (\d+)$',
+                (await api.client.get("/metrics")).text,
+                re.MULTILINE,
+            )
+            return [(threshold, count) for threshold, count in found]
+
+        assert await series() == [("86400", "0")]
+        assert await api.ask("DELETE", f"{TL}/{ROOT}/layer/{one}") == (200, None)
+        assert await series() == [("86400", "1")]
+        patch = {"tenant_id": str(TENANT), "evictions_low_residence_duration_metric_threshold": "0s"}
+        assert await api.ask("PATCH", "/v1/tenant/config", patch) == (200, None)
+        assert await series() == [("0", "0")]
+        assert await api.ask("DELETE", f"{TL}/{ROOT}/layer/{other}") == (200, None)
+        assert await series() == [("0", "0")], "no residence is that short"
+
+
+async def layers(api: Api) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await api.ask("GET", f"{TL}/{ROOT}/layer"))[1]["historic_layers"]
+    return found
