@@ -145,6 +145,18 @@ def test_a_process_that_prints_nothing_but_garbage_fails_the_request(major: int,
     assert sum(event == "failed" for event, _ in world.log) == 6
 
 
+def test_a_program_that_its_user_may_not_run_is_named(world: World, tmp_path: Path) -> None:  # noqa: F811
+    program = tmp_path / "postgres"
+    program.write_text("no program")
+    command = RedoCommand(argv=(str(program),), env={}, uid=None, gid=None, scratch_template=None)
+    pool = RedoPool(
+        tenant="one", timeout_seconds=30.0, command=lambda *_: command, log=world.note, metrics=world.metrics
+    )
+    world.pools.append(pool)
+    with pytest.raises(UnavailableError, match=f"starting {program}: Permission denied"):
+        ask(pool, 16)
+
+
 @with_headers
 def test_records_that_cannot_be_replayed_are_refused_with_a_reason(major: int, world: World) -> None:  # noqa: F811
     """Goal: nothing but changes of the asked page is replayed. Method: one bad request each, a good one after it."""

@@ -113,6 +113,9 @@ impl Process {
             ),
         };
         let knows_neon_records = command.knows_neon_records;
+        // Not everybody may run what we may.
+        let user = command.uid.map(|uid| format!(" as user {uid}")).unwrap_or_default();
+        let what = format!("starting {}{user}", command.argv.first().map_or("nothing", String::as_str));
         let command = prepare(command, tenant, scratch.as_ref())?;
         let shared = Arc::new(Shared {
             child: Mutex::new(None),
@@ -136,7 +139,7 @@ impl Process {
             .map_err(|error| launch("starting a thread", error))?;
         let (pid, stdin, stdout) = match receiver.recv() {
             Ok(Ok(started)) => started,
-            Ok(Err(error)) => return Err(launch("starting the program", error)),
+            Ok(Err(error)) => return Err(launch(&what, error)),
             Err(_) => return Err(PoolError::Launch("the starting thread ended".into())),
         };
         let mut process = Process {
