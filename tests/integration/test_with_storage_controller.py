@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -26,6 +29,27 @@ def modes(server: PageServerProcess) -> dict[str, tuple[str, int | None]]:
 
 def re_attached(it: Controller) -> list[dict[str, object]]:
     return [body for method, body, _ in it.requests if method == "re-attach"]
+
+
+def check_clients_wait_for_the_controller(server: PageServerProcess, it: Controller) -> None:
+    """http-api.md 2, 43: while the controller does not answer, clients connect, and are not answered either."""
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(server.start)
+
+        def is_connected() -> bool:
+            with contextlib.suppress(ConnectionError):
+                socket.create_connection(("127.0.0.1", server.http_port), 1).close()
+                return True
+            return False
+
+        deadline = time.monotonic() + 30
+        while not is_connected():
+            assert time.monotonic() < deadline, "the address is not bound"
+            time.sleep(0.05)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{server.url}/v1/status", timeout=0.5)
+        it.failures = 0
+        starting.result(60)
 
 
 def test_the_controller_decides_what_is_attached(tmp_path: Path) -> None:
@@ -64,4 +88,6 @@ def test_the_controller_decides_what_is_attached(tmp_path: Path) -> None:
         server.start(more={"control_plane_emergency_mode": "true"})
         assert modes(server) == {ONE: ("AttachedMulti", 6)}
         assert "Emergency mode!" in server.log_end()
+        server.stop()
+        check_clients_wait_for_the_controller(server, it)
         server.stop()
