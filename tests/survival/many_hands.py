@@ -340,7 +340,8 @@ def run(
 
 
 def _run_one(folder: Path, bucket: Bucket, seed: int, seconds: float, major: int, say: Say) -> dict[str, Any]:
-    plan = FollowerPlan(major=major, seed=seed)
+    # Archived timelines leave by themselves at the pace of compaction.
+    plan = FollowerPlan(major=major, seed=seed, settings={"tenant_config.compaction_period": "'2s'"})
     with Follower(folder, plan, bucket, say) as follower:
         follower.begin()
         follower.wait_for_acknowledgements(2)
