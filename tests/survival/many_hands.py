@@ -199,6 +199,8 @@ class _Hands:
         if detail is None or detail.status_code != 200:
             return
         found = detail.json()
+        if found["state"] != "Active":
+            return  # on its way out
         lsn = Lsn.parse(found["disk_consistent_lsn" if ancestor == self._follower.timeline else "ancestor_lsn"])
         with self._lock:
             self.branches[timeline] = _Branch(lsn)
