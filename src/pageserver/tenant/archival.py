@@ -40,7 +40,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from pageserver.errors import ConflictError, NotFoundError, PreconditionFailedError
-from pageserver.ids import Generation, TenantShardId, TimelineId
+from pageserver.ids import TimelineId
 from pageserver.remote import IndexPart, ObjectNotFoundError
 from pageserver.remote.generations import find_index
 from pageserver.remote.index_changes import naive_time
@@ -48,10 +48,8 @@ from pageserver.remote.source_document import read_source_document
 from pageserver.remote.tenant_manifest import ManifestKeeper, OffloadedTimeline, TenantManifest
 from pageserver.tenant.deletion import check_may_delete
 from pageserver.tenant.location import LocationConfig
-from pageserver.tenant.opening import TimelineOpener
+from pageserver.tenant.parts import TenantParts
 from pageserver.tenant.placeholder import Placeholder
-from pageserver.tenant.resources import TenantResources
-from pageserver.tenant.tasks import TaskScope
 from pageserver.tenant.tenant_errors import TenantStoppingError, TimelineNotActiveError
 from pageserver.timeline import Timeline, TimelineState, TimelineStatus
 
@@ -71,12 +69,6 @@ class TimelineHost(Protocol):
     def may_delete(self) -> bool:
         """Return whether the location is AttachedSingle, and nobody has taken over."""
 
-    def start_timeline(self, timeline: Timeline) -> None:
-        """Run, activate, follow the source."""
-
-    async def stop_timeline(self, timeline: Timeline) -> None:
-        """Stop source, tasks, readers and engine, without a flush."""
-
 
 class Archival:
     """The archived and offloaded timelines of one attached shard. Owns `offloaded` and the manifest."""
@@ -84,26 +76,14 @@ class Archival:
     def __init__(
         self,
         host: TimelineHost,
-        resources: TenantResources,
-        shard: TenantShardId,
-        generation: Generation,
+        parts: TenantParts,
         *,
-        opener: TimelineOpener,
         manifest: ManifestKeeper,
-        exclusion: asyncio.Lock,
-        tasks: TaskScope,
-        log: Any,
     ) -> None:
         self.offloaded: dict[TimelineId, OffloadedTimeline] = {}
         self._host = host
-        self._resources = resources
-        self._shard = shard
-        self._generation = generation
-        self._opener = opener
+        self._parts = parts
         self._manifest = manifest
-        self._exclusion = exclusion
-        self._tasks = tasks
-        self._log = log
         self._moving: set[TimelineId] = set()
         self._unasked: dict[TimelineId, asyncio.Event] = {}
 
@@ -178,7 +158,7 @@ class Archival:
 
     def ready_to_offload(self) -> list[TimelineId]:
         """Return the timelines that `offload` would let go of now, as far as this server knows."""
-        if not self._resources.stores_layers or not self._host.may_delete():
+        if not self._parts.resources.stores_layers or not self._host.may_delete():
             return []
         return [
             timeline_id
@@ -205,7 +185,7 @@ class Archival:
             raise PreconditionFailedError(
                 f"Cannot archive timeline which has non-archived child timelines: [{_listed(loose)}]", children=loose
             )
-        await timeline.remote.set_archived(naive_time(self._resources.clock.now()))
+        await timeline.remote.set_archived(naive_time(self._parts.resources.clock.now()))
 
     async def _unarchive(self, timeline_id: TimelineId) -> None:
         record = self.offloaded.get(timeline_id)
@@ -219,9 +199,11 @@ class Archival:
 
     async def _load(self, record: OffloadedTimeline) -> Timeline:
         timeline_id = record.timeline_id
-        storage, shard, generation = self._resources.storage, self._shard, self._generation
+        storage, shard, generation = self._parts.resources.storage, self._parts.shard, self._parts.generation
         try:
-            content, _ = await find_index(storage, shard, timeline_id, generation, now=self._resources.clock.now())
+            content, _ = await find_index(
+                storage, shard, timeline_id, generation, now=self._parts.resources.clock.now()
+            )
         except ObjectNotFoundError as error:
             raise NotFoundError("timeline not found", timeline_id=timeline_id) from error
         index = IndexPart.decode(content)
@@ -229,7 +211,7 @@ class Archival:
             raise NotFoundError("timeline not found", timeline_id=timeline_id)
         document = await read_source_document(storage, shard, timeline_id, generation)
         ancestor = self._check_ancestor(index.metadata.ancestor_timeline)
-        timeline = await self._opener.load(timeline_id, index, document, ancestor)
+        timeline = await self._parts.opener.load(timeline_id, index, document, ancestor)
         try:
             self._host.check_active()
             del self.offloaded[timeline_id]
@@ -240,12 +222,12 @@ class Archival:
             self.offloaded[timeline_id] = record
             await timeline.close()
             raise
-        self._host.start_timeline(timeline)
-        self._log.info("timeline loaded again", timeline=str(timeline_id))
+        self._parts.running.start(timeline)
+        self._parts.log.info("timeline loaded again", timeline=str(timeline_id))
         return timeline
 
     async def _offload(self, timeline_id: TimelineId) -> None:
-        if not self._resources.stores_layers:
+        if not self._parts.resources.stores_layers:
             raise PreconditionFailedError(
                 "without remote storage the local disk is the only copy; an offload would lose the timeline",
                 hint="configure [remote_storage]",
@@ -260,7 +242,7 @@ class Archival:
         if not self._host.may_delete():
             raise _cannot("the tenant is not AttachedSingle, somebody else may have it", timeline_id)
         # The manifest of a server that was overtaken must not speak for the one that took over.
-        await check_may_delete(self._resources, self._shard, self._generation)
+        await check_may_delete(self._parts.resources, self._parts.shard, self._parts.generation)
         # From here to the shut queue nothing waits: neither an upload nor an unarchival comes in between.
         self._host.check_active()
         timeline = self._active(timeline_id)
@@ -274,10 +256,10 @@ class Archival:
         archived_at, metadata = remote.clean_index.archived_at, remote.clean_index.metadata
         assert archived_at is not None, "it is durably archived"
         remote.begin_shutdown_if_archived()
-        self._log.info("offloading archived timeline", timeline=str(timeline_id))
+        self._parts.log.info("offloading archived timeline", timeline=str(timeline_id))
         try:
-            await self._host.stop_timeline(timeline)
-            await self._opener.drop_directory(timeline_id)
+            await self._parts.running.stop(timeline)
+            await self._parts.opener.drop_directory(timeline_id)
             self._host.check_active()
         except Exception as error:
             # Nothing is lost: the next start loads it.
@@ -301,7 +283,7 @@ class Archival:
         if entry is None:
             raise NotFoundError("timeline not found", timeline_id=timeline_id)
         if not isinstance(entry, Timeline) or entry.state.status is not TimelineStatus.ACTIVE:
-            raise TimelineNotActiveError(shard=self._shard, timeline_id=timeline_id, state=entry.state)
+            raise TimelineNotActiveError(shard=self._parts.shard, timeline_id=timeline_id, state=entry.state)
         return entry
 
     def _check_ancestor(self, ancestor_id: TimelineId | None) -> Timeline | None:
@@ -336,13 +318,13 @@ class Archival:
 
         async def alone() -> None:
             nonlocal outcome
-            async with self._exclusion:
+            async with self._parts.exclusion:
                 await work
             outcome = None
 
         def failed(error: Exception) -> None:
             nonlocal outcome
-            self._log.info("archival request failed", timeline=str(timeline_id), error=str(error))
+            self._parts.log.info("archival request failed", timeline=str(timeline_id), error=str(error))
             outcome = error
 
         def ended(_: asyncio.Task[None]) -> None:
@@ -357,7 +339,7 @@ class Archival:
                 done.set_exception(outcome)
 
         self._moving.add(timeline_id)
-        self._tasks.spawn(alone(), name=f"archival of {timeline_id}", on_failure=failed).add_done_callback(ended)
+        self._parts.tasks.spawn(alone(), name=f"archival of {timeline_id}", on_failure=failed).add_done_callback(ended)
         await done
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pageserver.errors import InternalError, LsnTimeoutError, PageServerError, StoppedError
-from pageserver.ids import Generation, TenantShardId, TimelineId
+from pageserver.ids import TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import initdb_archive, paths
 from pageserver.remote.source_document import Flavour, SourceDocument, read_source_document, write_source_document
@@ -50,12 +50,11 @@ from pageserver.tenant.creation_rules import (
 )
 from pageserver.tenant.deletion import delete_timeline_objects, holds_newest_generation, mark_deleted
 from pageserver.tenant.limits import TenantLimits
-from pageserver.tenant.opening import TimelineOpener, remove_tree
+from pageserver.tenant.opening import remove_tree
 from pageserver.tenant.owned import run_owned
+from pageserver.tenant.parts import TenantParts
 from pageserver.tenant.placeholder import Placeholder
-from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.source_slot import SourceSlot
-from pageserver.tenant.tasks import TaskScope
 from pageserver.timeline import Timeline, TimelineInfo, TimelineStatus
 from pageserver.timeline.state import LOADING
 
@@ -66,9 +65,6 @@ class CreationHost(TimelineHost, Protocol):
     def open_slot(
         self, timeline_id: TimelineId, document: SourceDocument | None, timeline: Timeline | None
     ) -> SourceSlot: ...
-
-    def start_source(self, timeline: Timeline) -> None:
-        """Follow what the timeline's document describes, if anything."""
 
     def add_importing(self, timeline_id: TimelineId, slot: SourceSlot) -> None:
         """Show a timeline that its source is about to import, and begin."""
@@ -85,29 +81,17 @@ class TimelineCreations:
     def __init__(
         self,
         host: CreationHost,
-        resources: TenantResources,
-        shard: TenantShardId,
-        generation: Generation,
+        parts: TenantParts,
         *,
-        opener: TimelineOpener,
         archival: Archival,
         limits: TenantLimits,
         unbury: Callable[[TimelineId], Awaitable[None]],
-        exclusion: asyncio.Lock,
-        tasks: TaskScope,
-        log: Any,
     ) -> None:
         self._host = host
-        self._resources = resources
-        self._shard = shard
-        self._generation = generation
-        self._opener = opener
+        self._parts = parts
         self._archival = archival
         self._limits = limits
         self._unbury = unbury
-        self._exclusion = exclusion
-        self._tasks = tasks
-        self._log = log
         self.running: set[TimelineId] = set()
 
     def is_running(self, timeline_id: TimelineId) -> bool:
@@ -121,7 +105,7 @@ class TimelineCreations:
     ) -> TimelineInfo:
         """Branch off at `start_lsn`, or at the end. Durable when this returns. Raises the errors of the rules."""
         work = self._branch(new_id, ancestor_id, start_lsn, read_only=read_only)
-        return await run_owned(self._tasks, work, name=f"branch {new_id}")
+        return await run_owned(self._parts.tasks, work, name=f"branch {new_id}")
 
     async def bootstrap(
         self, new_id: TimelineId, *, pg_version: int, existing: TimelineId | None, flavour: Flavour | None
@@ -133,11 +117,11 @@ class TimelineCreations:
         Raises the errors of `creation_rules`, InitdbError, InitdbArchiveMissingError.
         """
         work = self._bootstrap(new_id, pg_version, existing, flavour)
-        return await run_owned(self._tasks, work, name=f"bootstrap {new_id}")
+        return await run_owned(self._parts.tasks, work, name=f"bootstrap {new_id}")
 
     async def follow_primary(self, new_id: TimelineId, options: Mapping[str, Any]) -> TimelineInfo:
         """Start following a primary. When this returns the document is durable and the import runs."""
-        return await run_owned(self._tasks, self._follow_primary(new_id, options), name=f"follow {new_id}")
+        return await run_owned(self._parts.tasks, self._follow_primary(new_id, options), name=f"follow {new_id}")
 
     async def import_base_backup(
         self,
@@ -153,7 +137,7 @@ class TimelineCreations:
         work = self._import_base_backup(
             new_id, body, base_lsn=base_lsn, end_lsn=end_lsn, pg_version=pg_version, flavour=flavour
         )
-        await run_owned(self._tasks, work, name=f"import {new_id}")
+        await run_owned(self._parts.tasks, work, name=f"import {new_id}")
 
     # Branches
 
@@ -166,11 +150,11 @@ class TimelineCreations:
             start_lsn = start_lsn.aligned()
             check_branch_point(start_lsn, ancestor=ancestor.remote.index, ancestor_id=ancestor_id)
             try:
-                await ancestor.wait_for_lsn(start_lsn, self._resources.settings.wait_lsn_timeout.seconds)
+                await ancestor.wait_for_lsn(start_lsn, self._parts.resources.settings.wait_lsn_timeout.seconds)
             except (LsnTimeoutError, StoppedError) as error:
                 self._host.check_active()
                 raise BranchRefusedError(f"invalid start lsn {start_lsn}: {error}") from error
-        async with self._exclusion:
+        async with self._parts.exclusion:
             # Archived, offloaded, deleted or collected meanwhile: look again.
             self._host.check_active()
             ancestor = self._ancestor(ancestor_id)
@@ -182,7 +166,7 @@ class TimelineCreations:
                     ancestor.check_not_in_gap(lsn)
                     timeline = await self._open_branch(new_id, ancestor, lsn, read_only=read_only)
                 except BaseException:
-                    await self._opener.drop_directory(new_id)
+                    await self._parts.opener.drop_directory(new_id)
                     self.running.discard(new_id)
                     raise
         if existing is not None:
@@ -191,12 +175,12 @@ class TimelineCreations:
             await self._unbury(new_id)
             if timeline.document is not None:
                 await write_source_document(
-                    self._resources.storage, self._shard, new_id, self._generation, timeline.document
+                    self._parts.resources.storage, self._parts.shard, new_id, self._parts.generation, timeline.document
                 )
             timeline.remote.schedule_metadata(timeline.remote.index.metadata)
             await timeline.remote.wait_completion()
             self._host.check_active()
-            self._host.start_timeline(timeline)
+            self._parts.running.start(timeline)
         except BaseException as error:
             await self._abandon(new_id, error)
             raise
@@ -225,10 +209,12 @@ class TimelineCreations:
             ancestor_prev=Lsn(ancestor.store.prev_record_lsn),
         )
         body = dict(
-            self._resources.way_in.document_of_branch(ancestor.document, branch_lsn=lsn, pg_version=ancestor.pg_version)
+            self._parts.resources.way_in.document_of_branch(
+                ancestor.document, branch_lsn=lsn, pg_version=ancestor.pg_version
+            )
         )
         document = SourceDocument({**body, "read_only": True} if read_only else body)
-        timeline = await self._opener.create(new_id, index, document, ancestor)
+        timeline = await self._parts.opener.create(new_id, index, document, ancestor)
         self._host.timelines[new_id] = timeline
         return timeline
 
@@ -239,27 +225,27 @@ class TimelineCreations:
     ) -> TimelineInfo:
         self._host.check_active()
         if not self._host.location.shard.is_unsharded():
-            raise ShardedBootstrapError(shard=self._shard)
+            raise ShardedBootstrapError(shard=self._parts.shard)
         known = self._begin(new_id, BootstrapKey(pg_version))
         if known is not None:
             return await _settled(known)
         # An earlier server may have been killed while its initdb, which goes on, filled a directory of the same id.
         scratch = _Scratch(
-            paths.timelines_directory(self._resources.workdir, self._shard), new_id, secrets.token_hex(4)
+            paths.timelines_directory(self._parts.resources.workdir, self._parts.shard), new_id, secrets.token_hex(4)
         )
         try:
             await self._unbury(new_id)
             await self._check_may_store_archive()
             if existing_id is None:
-                began = self._resources.clock.monotonic_seconds()
-                made_by = await self._resources.way_in.make_data_directory(scratch.data, pg_version)
-                took = self._resources.clock.monotonic_seconds() - began
-                self._resources.counts.initdb_seconds.observe(took)
+                began = self._parts.resources.clock.monotonic_seconds()
+                made_by = await self._parts.resources.way_in.make_data_directory(scratch.data, pg_version)
+                took = self._parts.resources.clock.monotonic_seconds() - began
+                self._parts.resources.counts.initdb_seconds.observe(took)
                 await self._store_archive(new_id, scratch)
             else:
                 made_by = await self._unpack_archive(new_id, existing_id, scratch)
             slot = self._host.open_slot(new_id, None, None)
-            await self._resources.way_in.import_data_directory(
+            await self._parts.resources.way_in.import_data_directory(
                 slot, scratch.data, pg_version=pg_version, flavour=flavour or made_by
             )
             return self._finished(new_id).detail()
@@ -272,28 +258,28 @@ class TimelineCreations:
 
     async def _check_may_store_archive(self) -> None:
         """The archive has no generation in its name: a server that was overtaken would write over the newer one's."""
-        if not await holds_newest_generation(self._resources, self._shard, self._generation):
-            raise StaleCreationError(shard=self._shard, generation=self._generation)
+        if not await holds_newest_generation(self._parts.resources, self._parts.shard, self._parts.generation):
+            raise StaleCreationError(shard=self._parts.shard, generation=self._parts.generation)
 
     async def _store_archive(self, new_id: TimelineId, scratch: _Scratch) -> None:
         archive = scratch.archive("upload")
         size = await asyncio.to_thread(initdb_archive.pack, scratch.data, archive)
         if size > initdb_archive.USUAL_SIZE_BYTES_MAX:
-            self._log.warning("initdb archive is unusually large", timeline=str(new_id), bytes=size)
-        await self._resources.failpoints.pause("before-initdb-upload")
+            self._parts.log.warning("initdb archive is unusually large", timeline=str(new_id), bytes=size)
+        await self._parts.resources.failpoints.pause("before-initdb-upload")
         await self._check_may_store_archive()
         await initdb_archive.upload(
-            self._resources.storage,
-            self._shard.tenant_id,
+            self._parts.resources.storage,
+            self._parts.shard.tenant_id,
             new_id,
             archive,
-            clock=self._resources.clock,
-            log=self._log,
+            clock=self._parts.resources.clock,
+            log=self._parts.log,
         )
 
     async def _unpack_archive(self, new_id: TimelineId, existing_id: TimelineId, scratch: _Scratch) -> Flavour:
         """Bring the archive of a timeline; return that timeline's flavour."""
-        storage, tenant_id = self._resources.storage, self._shard.tenant_id
+        storage, tenant_id = self._parts.resources.storage, self._parts.shard.tenant_id
         if existing_id != new_id:
             await initdb_archive.copy_to_timeline(storage, tenant_id, source=existing_id, target=new_id)
         archive = scratch.archive("download")
@@ -303,7 +289,9 @@ class TimelineCreations:
 
     async def _flavour_of(self, timeline_id: TimelineId) -> Flavour:
         """Return the flavour of a timeline that may be gone: then it was what stands beside us that made it."""
-        document = await read_source_document(self._resources.storage, self._shard, timeline_id, self._generation)
+        document = await read_source_document(
+            self._parts.resources.storage, self._parts.shard, timeline_id, self._parts.generation
+        )
         if document is not None:
             return document.traits.flavour
         is_known = timeline_id in self._host.timelines or timeline_id in self._archival.offloaded
@@ -318,7 +306,7 @@ class TimelineCreations:
         try:
             await self._unbury(new_id)
             slot = self._host.open_slot(new_id, None, None)
-            body = await self._resources.way_in.prepare_primary(slot, options)
+            body = await self._parts.resources.way_in.prepare_primary(slot, options)
             await slot.save_document(body)
             self._host.check_active()
             self._host.add_importing(new_id, slot)
@@ -342,7 +330,7 @@ class TimelineCreations:
         self._host.timelines[new_id] = Placeholder(new_id, LOADING, pg_version, flavour, slot)
         try:
             await self._unbury(new_id)
-            await self._resources.way_in.import_base_backup(
+            await self._parts.resources.way_in.import_base_backup(
                 slot, body, base_lsn=base_lsn, end_lsn=end_lsn, pg_version=pg_version, flavour=flavour
             )
             self._finished(new_id)
@@ -377,7 +365,7 @@ class TimelineCreations:
         entry = self._host.timelines.get(new_id)
         if not isinstance(entry, Timeline) or entry.state.status is not TimelineStatus.ACTIVE:
             raise InternalError(f"creation of {new_id} ended without a timeline")
-        self._host.start_source(entry)
+        self._parts.running.follow(entry)
         return entry
 
     async def _abandon(self, new_id: TimelineId, error: BaseException, *, keeps_initdb: bool = False) -> None:
@@ -385,17 +373,17 @@ class TimelineCreations:
         entry = self._host.timelines.get(new_id)
         await self._host.discard_open(new_id)
         self._host.timelines.pop(new_id, None)
-        await self._opener.drop_directory(new_id)
+        await self._parts.opener.drop_directory(new_id)
         if not isinstance(error, Exception) or isinstance(error, StoppedError):
             return
         opened = entry if isinstance(entry, Timeline) else None
         try:
-            await mark_deleted(self._resources, self._shard, new_id, self._generation, opened)
+            await mark_deleted(self._parts.resources, self._parts.shard, new_id, self._parts.generation, opened)
             await delete_timeline_objects(
-                self._resources, self._shard, new_id, self._generation, keeps_initdb=keeps_initdb
+                self._parts.resources, self._parts.shard, new_id, self._parts.generation, keeps_initdb=keeps_initdb
             )
         except PageServerError as failure:
-            self._log.warning("a failed creation left objects", timeline=str(new_id), error=str(failure))
+            self._parts.log.warning("a failed creation left objects", timeline=str(new_id), error=str(failure))
 
 
 class _Scratch:

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from pageserver.config import TenantSettings
 from pageserver.errors import (
     ConflictError,
-    PageServerError,
     PreconditionFailedError,
     UnavailableError,
 )
@@ -37,8 +36,10 @@ from pageserver.tenant.names import TenantNames
 from pageserver.tenant.offloading import offload_by_and_by
 from pageserver.tenant.opening import TimelineOpener
 from pageserver.tenant.owned import run_owned
+from pageserver.tenant.parts import TenantParts
 from pageserver.tenant.placeholder import Placeholder, describe
 from pageserver.tenant.resources import TenantResources
+from pageserver.tenant.running import RunningTimelines
 from pageserver.tenant.source_changes import SourceChanges
 from pageserver.tenant.source_slot import RootParameters, SlotActions, SourceSlot
 from pageserver.tenant.sources import TenantSources
@@ -62,8 +63,6 @@ from pageserver.timeline import (
 from pageserver.timeline.state import LOADING
 
 T = TypeVar("T")
-_DRAIN_SECONDS_MAX = 30.0
-"""How long a graceful stop waits for one timeline's flush and uploads."""
 
 
 class Tenant:
@@ -119,22 +118,24 @@ class Tenant:
             self,
             resources.way_in,
             self._sources,
-            slot_of=lambda timeline: self.open_slot(timeline.timeline_id, timeline.document, timeline),
+            slot_of=self._slot_of,
             log=self._log,
         )
-        self._run_tasks: dict[TimelineId, asyncio.Task[None]] = {}
         self._gc_and_branches = asyncio.Lock()
-        self.archival = Archival(
-            self,
-            resources,
-            shard,
-            self.generation,
+        self._running = RunningTimelines(
+            resources.pages, self._sources, self._tasks, slot_of=self._slot_of, log=self._log
+        )
+        parts = TenantParts(
+            shard=shard,
+            generation=self.generation,
+            resources=resources,
             opener=self._opener,
-            manifest=self._manifest,
+            running=self._running,
             exclusion=self._gc_and_branches,
             tasks=self._tasks,
             log=self._log,
         )
+        self.archival = Archival(self, parts, manifest=self._manifest)
         self.names = TenantNames(
             resources,
             shard,
@@ -144,30 +145,10 @@ class Tenant:
             log=self._log,
         )
         self._deletions = TimelineDeletions(
-            self,
-            resources,
-            shard,
-            self.generation,
-            opener=self._opener,
-            sources=self._sources,
-            archival=self.archival,
-            names=self.names,
-            exclusion=self._gc_and_branches,
-            tasks=self._tasks,
-            log=self._log,
+            self, parts, sources=self._sources, archival=self.archival, names=self.names
         )
         self._creations = TimelineCreations(
-            self,
-            resources,
-            shard,
-            self.generation,
-            opener=self._opener,
-            archival=self.archival,
-            limits=self.limits,
-            unbury=self._deletions.unbury,
-            exclusion=self._gc_and_branches,
-            tasks=self._tasks,
-            log=self._log,
+            self, parts, archival=self.archival, limits=self.limits, unbury=self._deletions.unbury
         )
         self.garbage = GarbageCollector(
             self._repository,
@@ -238,7 +219,7 @@ class Tenant:
             await end_tasks(self._attaching)
         await self._sources.stop_all()
         await asyncio.gather(
-            *(self._stop_timeline(timeline, flush=flush and was_active) for timeline in self.open_timelines())
+            *(self._running.halt(timeline, flush=flush and was_active) for timeline in self.open_timelines())
         )
         await self._tasks.close()
         # Children read through their ancestors until here.
@@ -401,7 +382,7 @@ class Tenant:
             raise ConflictError(f"timeline {timeline_id} follows a primary; wal cannot be imported from files as well")
         self.limits.check_bytes()
         before = timeline.document
-        slot = self.open_slot(timeline_id, timeline.document, timeline)
+        slot = self._slot_of(timeline)
         await self._resources.way_in.import_wal(slot, body, start_lsn=start_lsn, end_lsn=end_lsn)
         if timeline.document is not None and timeline.document is not before:
             await write_source_document(
@@ -437,13 +418,13 @@ class Tenant:
         self._log.info("attach finished, activating")
         self._become(TenantState(TenantStatus.ACTIVATING))
         for timeline in self.open_timelines():
-            self._run(timeline)
-            self._activate(timeline)
+            self._running.run(timeline)
+            self._running.serve(timeline)
         self._become(TenantState(TenantStatus.ACTIVE))
         counts.activation_seconds.observe(clock.monotonic_seconds() - constructed)
         self._note_startup(is_active=True)
         for timeline in self.open_timelines():
-            self.start_source(timeline)
+            self._running.follow(timeline)
         if self._resources.stores_layers:
             self._spawn_offloading()
         if self.garbage.removes_versions:
@@ -503,40 +484,7 @@ class Tenant:
         self._state_changed.set()
         self._state_changed = asyncio.Event()
 
-    # Private: timelines and their tasks
-
-    def start_timeline(self, timeline: Timeline) -> None:
-        """Run, activate, follow the source."""
-        self._run(timeline)
-        self._activate(timeline)
-        self.start_source(timeline)
-
-    async def stop_timeline(self, timeline: Timeline) -> None:
-        """Stop source, tasks, readers and engine, without a flush."""
-        await self._sources.stop(timeline.timeline_id)
-        await self._stop_timeline(timeline, flush=False)
-        await timeline.close()
-
-    def _run(self, timeline: Timeline) -> None:
-        self._run_tasks[timeline.timeline_id] = self._tasks.spawn(
-            timeline.run(),
-            name=f"timeline {timeline.timeline_id}",
-            on_failure=lambda error: self._break(timeline, error),
-        )
-
-    def _activate(self, timeline: Timeline) -> None:
-        timeline.activate()
-        self._resources.pages.attach(timeline)
-
-    def _break(self, timeline: Timeline, error: Exception) -> None:
-        self._log.critical("timeline broken", timeline=str(timeline.timeline_id), error=str(error), exc_info=error)
-        timeline.break_because(str(error))
-        self._resources.pages.detach(timeline)
-        self._sources.cancel(timeline.timeline_id)
-
-    def start_source(self, timeline: Timeline) -> None:
-        """Follow what the timeline's document describes, if anything."""
-        self._sources.start(self.open_slot(timeline.timeline_id, timeline.document, timeline))
+    # Private: timelines and their sources
 
     def add_importing(self, timeline_id: TimelineId, slot: SourceSlot) -> None:
         """Show a timeline that its source is about to import, and begin."""
@@ -550,6 +498,9 @@ class Tenant:
             slot,
         )
         self._sources.start(slot)
+
+    def _slot_of(self, timeline: Timeline) -> SourceSlot:
+        return self.open_slot(timeline.timeline_id, timeline.document, timeline)
 
     def open_slot(
         self, timeline_id: TimelineId, document: SourceDocument | None, timeline: Timeline | None
@@ -570,7 +521,7 @@ class Tenant:
             document=document,
             timeline=timeline,
             actions=SlotActions(
-                save=save, begin=begin, finish=self._activate, is_overtaken=self._ask_whether_overtaken
+                save=save, begin=begin, finish=self._running.serve, is_overtaken=self._ask_whether_overtaken
             ),
         )
         return slot
@@ -599,33 +550,14 @@ class Tenant:
         timeline = await self._opener.create(timeline_id, index, SourceDocument(body), None)
         timeline.source_status = lambda: self._sources.status(timeline_id)
         self.timelines[timeline_id] = timeline
-        self._run(timeline)
+        self._running.run(timeline)
         return timeline
-
-    async def _stop_timeline(self, timeline: Timeline, *, flush: bool) -> None:
-        if flush and timeline.state.status is TimelineStatus.ACTIVE and timeline.remote.index.archived_at is None:
-            await self._flush_and_upload(timeline)
-        self._resources.pages.detach(timeline)
-        await timeline.stop()
-        task = self._run_tasks.pop(timeline.timeline_id, None)
-        if task is not None:
-            await end_tasks(task)
-
-    async def _flush_and_upload(self, timeline: Timeline) -> None:
-        """Make everything durable, but do not wait long for a store that is away: the rest was not acknowledged."""
-        try:
-            async with asyncio.timeout(_DRAIN_SECONDS_MAX):
-                await timeline.freeze_and_flush()
-                await timeline.remote.shutdown()
-        except (PageServerError, OSError, TimeoutError) as error:
-            reason = str(error) or f"uploads were not finished in {_DRAIN_SECONDS_MAX:g} s"
-            self._log.warning("flush at shutdown failed", timeline=str(timeline.timeline_id), error=reason)
 
     async def discard_open(self, timeline_id: TimelineId) -> None:
         """Stop and close the timeline if it is open."""
         entry = self.timelines.get(timeline_id)
         if isinstance(entry, Timeline):
-            await self._stop_timeline(entry, flush=False)
+            await self._running.halt(entry, flush=False)
             await entry.close()
 
     def is_busy(self, timeline_id: TimelineId) -> bool:

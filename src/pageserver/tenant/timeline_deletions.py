@@ -9,22 +9,17 @@ timeline is not read, so the manifest lets go of it between the mark and the ans
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 from pageserver.errors import ConflictError, NotFoundError, PreconditionFailedError
-from pageserver.ids import Generation, TenantShardId, TimelineId
+from pageserver.ids import TimelineId
 from pageserver.remote import paths
 from pageserver.remote.source_document import SourceDocument
 from pageserver.tenant.archival import Archival, TimelineHost
 from pageserver.tenant.deletion import check_may_delete, delete_timeline_objects, mark_deleted
 from pageserver.tenant.names import TenantNames
-from pageserver.tenant.opening import TimelineOpener
+from pageserver.tenant.parts import TenantParts
 from pageserver.tenant.placeholder import Placeholder
 from pageserver.tenant.primary_slots import drop_slots, read_document_patiently
-from pageserver.tenant.resources import TenantResources
 from pageserver.tenant.sources import TenantSources
-from pageserver.tenant.tasks import TaskScope
 from pageserver.timeline import Timeline, TimelineState, TimelineStatus
 
 
@@ -34,29 +29,17 @@ class TimelineDeletions:
     def __init__(
         self,
         host: TimelineHost,
-        resources: TenantResources,
-        shard: TenantShardId,
-        generation: Generation,
+        parts: TenantParts,
         *,
-        opener: TimelineOpener,
         sources: TenantSources,
         archival: Archival,
         names: TenantNames,
-        exclusion: asyncio.Lock,
-        tasks: TaskScope,
-        log: Any,
     ) -> None:
         self._host = host
-        self._resources = resources
-        self._shard = shard
-        self._generation = generation
-        self._opener = opener
+        self._parts = parts
         self._sources = sources
         self._archival = archival
         self._names = names
-        self._exclusion = exclusion
-        self._tasks = tasks
-        self._log = log
         self._running: set[TimelineId] = set()
         self.buried: set[TimelineId] = set()
         """Ids that have a tombstone of our own generation."""
@@ -71,7 +54,7 @@ class TimelineDeletions:
         """
         await self._archival.settle(timeline_id)
         # A branch that is being made counts as a child only when it is open; from here on none is begun.
-        async with self._exclusion:
+        async with self._parts.exclusion:
             entry = self._host.timelines.get(timeline_id)
             record = self._archival.offloaded.get(timeline_id)
             if entry is None and record is None:
@@ -86,16 +69,16 @@ class TimelineDeletions:
                 )
             self._running.add(timeline_id)
         try:
-            await check_may_delete(self._resources, self._shard, self._generation)
+            await check_may_delete(self._parts.resources, self._parts.shard, self._parts.generation)
             timeline = entry if isinstance(entry, Timeline) else None
             if timeline is not None:
-                await self._host.stop_timeline(timeline)
+                await self._parts.running.stop(timeline)
             else:
                 await self._sources.stop(timeline_id)
             document = await self._read_document(timeline_id)
-            failpoints = self._resources.failpoints
+            failpoints = self._parts.resources.failpoints
             await failpoints.fail("timeline-delete-before-index-deleted-at", text="failpoint: {}")
-            await mark_deleted(self._resources, self._shard, timeline_id, self._generation, timeline)
+            await mark_deleted(self._parts.resources, self._parts.shard, timeline_id, self._parts.generation, timeline)
             if record is not None:
                 await self._archival.forget_deleted(record)
             await failpoints.fail("timeline-delete-before-schedule", text="failpoint: {}")
@@ -107,7 +90,9 @@ class TimelineDeletions:
     async def unbury(self, timeline_id: TimelineId) -> None:
         """Let an id be used again in this generation: before anything of the new timeline is stored."""
         if timeline_id in self.buried:
-            await self._resources.storage.delete([paths.tombstone_key(self._shard, timeline_id, self._generation)])
+            await self._parts.resources.storage.delete(
+                [paths.tombstone_key(self._parts.shard, timeline_id, self._parts.generation)]
+            )
             self.buried.discard(timeline_id)
 
     def resume(self, timeline_id: TimelineId) -> None:
@@ -117,12 +102,12 @@ class TimelineDeletions:
         self._spawn(timeline_id, None)
 
     async def _read_document(self, timeline_id: TimelineId) -> SourceDocument | None:
-        storage, generation = self._resources.storage, self._generation
-        return await read_document_patiently(storage, self._shard, timeline_id, generation, log=self._log)
+        storage, generation = self._parts.resources.storage, self._parts.generation
+        return await read_document_patiently(storage, self._parts.shard, timeline_id, generation, log=self._parts.log)
 
     def _spawn(self, timeline_id: TimelineId, document: SourceDocument | None) -> None:
         """Begin the steps. The source's document may be gone by then, if the timeline had no index to mark."""
-        self._tasks.spawn(
+        self._parts.tasks.spawn(
             self._finish(timeline_id, document),
             name=f"delete {timeline_id}",
             on_failure=lambda error: self._failed(timeline_id, error),
@@ -131,15 +116,19 @@ class TimelineDeletions:
     async def _finish(self, timeline_id: TimelineId, document: SourceDocument | None) -> None:
         document = document or await self._read_document(timeline_id)
         if document is not None:
-            await drop_slots(self._resources.way_in, {str(timeline_id): document}, log=self._log)
-        failpoints = self._resources.failpoints
+            await drop_slots(self._parts.resources.way_in, {str(timeline_id): document}, log=self._parts.log)
+        failpoints = self._parts.resources.failpoints
         await failpoints.fail("timeline-delete-before-rm", text="failpoint: {}")
         await self._names.forget(timeline_id)
-        await self._opener.drop_directory(timeline_id)
+        await self._parts.opener.drop_directory(timeline_id)
         await failpoints.fail("timeline-delete-after-rm", text="failpoint: {}")
-        leaves_tombstone = self._resources.stores_layers
+        leaves_tombstone = self._parts.resources.stores_layers
         await delete_timeline_objects(
-            self._resources, self._shard, timeline_id, self._generation, leaves_tombstone=leaves_tombstone
+            self._parts.resources,
+            self._parts.shard,
+            timeline_id,
+            self._parts.generation,
+            leaves_tombstone=leaves_tombstone,
         )
         if leaves_tombstone:
             self.buried.add(timeline_id)
@@ -147,9 +136,9 @@ class TimelineDeletions:
         self._host.timelines.pop(timeline_id, None)
         self._running.discard(timeline_id)
         await self._archival.upload_manifest()
-        self._log.info("timeline deleted", timeline=str(timeline_id))
+        self._parts.log.info("timeline deleted", timeline=str(timeline_id))
 
     def _failed(self, timeline_id: TimelineId, error: Exception) -> None:
-        self._log.error("timeline deletion failed", timeline=str(timeline_id), error=str(error))
+        self._parts.log.error("timeline deletion failed", timeline=str(timeline_id), error=str(error))
         self._running.discard(timeline_id)
         self._host.timelines[timeline_id] = Placeholder(timeline_id, TimelineState(TimelineStatus.BROKEN, str(error)))
