@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from pageserver.cli.client import Session
 
 _PIPE_WIDTH = 240
+_WIDEST = 10_000
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,13 +45,28 @@ def show(session: Session, data: Any, table: Callable[[], Table], *, heading: st
     else:
         if heading is not None:
             session.console.print(heading, style="italic", highlight=False)
-        session.console.print(table())
+        print_table(session.console, table())
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table in which texts are folded, but no id, LSN or file name is: people copy them. A terminal that is too
+    narrow wraps the line itself.
+    """
+    least = Measurement.get(console, console.options.update(max_width=_WIDEST), table).minimum
+    if least > console.width:
+        wide = Console(
+            file=console.file, width=least, force_terminal=console.is_terminal, no_color=console.no_color, markup=False
+        )
+        wide.print(table)
+    else:
+        console.print(table)
 
 
 def make_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for at, column in enumerate(columns):
+        is_text = any(" " in row[at] for row in rows)
+        table.add_column(column, overflow="fold", no_wrap=not is_text)
     for row in rows:
         table.add_row(*row)
     return table

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bar
 
 from pageserver.cli.client import Session
-from pageserver.cli.output import make_table, size_text
+from pageserver.cli.output import make_table, print_table, size_text
 from pageserver.clock import SystemClock
 from pageserver.config import InvalidSettingError, RemoteStorage, parse_override, parse_settings, read_config
 from pageserver.config.durations import Duration
@@ -142,7 +142,7 @@ def _show(session: Session, report: ScrubReport) -> None:
         ("timelines without an index", str(len(report.relics))),
         ("purged", f"{len(report.purged)}, {size_text(sum(one.size_bytes for one in report.purged))}"),
     ]
-    session.console.print(make_table(("", ""), rows))
+    print_table(session.console, make_table(("", ""), rows))
     findings = [(one.level.value, one.where, one.message) for one in (*report.errors, *report.warnings)]
     _show_rows(session, ("level", "where", "what"), findings)
     orphans = [
@@ -155,6 +155,6 @@ def _show_rows(session: Session, columns: Sequence[str], rows: Sequence[Sequence
     if not rows:
         return
     session.console.print()
-    session.console.print(make_table(columns, rows[:_SHOWN_MAX]))
+    print_table(session.console, make_table(columns, rows[:_SHOWN_MAX]))
     if len(rows) > _SHOWN_MAX:
         session.console.print(f"... and {len(rows) - _SHOWN_MAX} more (--json lists all)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from pageserver.cli.client import ApiClient, Session, Unreachable
-from pageserver.cli.output import make_console, make_table
+from pageserver.cli.output import make_console, make_table, print_table
 from pageserver.cli.pagectl import main
 
 TENANT, TIMELINE = "aa" * 16, "11" * 16
@@ -143,6 +144,19 @@ def test_brackets_and_colons_are_shown_as_they_are(capsys: pytest.CaptureFixture
     assert "[/x] :1234: [red]" in shown
 
 
+@pytest.mark.parametrize("width", [40, 80, 240])
+def test_no_id_is_folded(width: int) -> None:
+    """Lost once: on a terminal of 80 columns every id of `timeline list` was in two pieces, and could not be copied."""
+    console = Console(width=width, file=io.StringIO(), markup=False)
+    ids, reason = [TENANT, TIMELINE, "22" * 16], "the primary does not answer, " * 9
+    print_table(console, make_table(("tenant", "timeline", "ancestor", "why"), [(*ids, reason)]))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert all(each in shown for each in ids)
+    assert " ".join(shown.split()).count("answer,") == 9, "all of the text, in as many lines as it takes"
+    assert len(shown.splitlines()) > 2, "texts are folded"
+
+
 def test_bars_are_for_terminals(capsys: pytest.CaptureFixture[str]) -> None:
     client: Any = None
     assert not Session(client, as_json=False, console=make_console()).shows_progress
@@ -162,8 +176,8 @@ def test_a_restore_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_pa
         from pageserver.cli.restore_directory import Target, restore
 
         class Endless:
-            def __init__(self):
-                member = tarfile.TarInfo("base"); member.size = 1 << 40
+            def __init__(self, part):
+                member = tarfile.TarInfo(f"part{part}"); member.size = 1 << 40
                 self.head = io.BytesIO(member.tobuf())
             def read(self, size=-1):
                 time.sleep(0.01)
@@ -175,7 +189,7 @@ def test_a_restore_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_pa
         @main.command()
         def go():
             restore(Target(Path(sys.argv[2])), parts=2, directories=[], tablespaces=[],
-                    open_part=lambda part: contextlib.nullcontext(Endless()), on_bytes=lambda count: None)
+                    open_part=lambda part: contextlib.nullcontext(Endless(part)), on_bytes=lambda count: None)
 
         main(["go"])
         """
@@ -185,7 +199,7 @@ def test_a_restore_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_pa
         [sys.executable, "-c", program, "go", str(target)], env={**os.environ, "PYTHONPATH": str(SOURCES)}
     )
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob(".restored.restore-*/base")):
+    while not list(tmp_path.glob(".restored.restore-*/part1")):
         assert process.poll() is None and time.monotonic() < deadline, "it never began"
         time.sleep(0.05)
     process.send_signal(number)
