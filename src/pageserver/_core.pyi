@@ -10,6 +10,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, final, type_check_only
 
+# contract.rs
+
+def compiled_stub_crc32c() -> int:
+    """Return the CRC-32C of this file as it was when the module was compiled."""
+
 # crc.rs
 
 def crc32c(data: bytes, start: int = 0) -> int:

@@ -27,6 +27,7 @@ import uvloop
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pageserver.clock import Clock, SystemClock
+from pageserver.compiled_module import check_compiled_module
 from pageserver.config import BuildInfo, InvalidSettingError, RemoteStorage, ServerConfig
 from pageserver.control import ControllerGenerations, UpcallClient, read_registration
 from pageserver.counts import ServerCounts
@@ -84,6 +85,7 @@ def run(config: ServerConfig, *, version: str) -> int:
         workdir=str(config.workdir),
     )
     try:
+        check_compiled_module()
         check_supported(config)
         failpoints = open_failpoints(config, os.environ, log)
         with pid_file(config.workdir / "pageserver.pid"):

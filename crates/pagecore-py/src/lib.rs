@@ -2,6 +2,7 @@
 use pyo3::prelude::*;
 
 mod arguments;
+mod contract;
 mod crc;
 mod errors;
 mod ingest;
@@ -19,6 +20,8 @@ mod wal;
 
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use crate::contract::compiled_stub_crc32c;
     #[pymodule_export]
     use crate::crc::crc32c;
     #[pymodule_export]
