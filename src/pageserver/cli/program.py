@@ -11,11 +11,13 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
 from pageserver.errors import PageServerError
+
+_STOPPED_BY: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Program(click.Command):
@@ -37,7 +39,7 @@ class ProgramGroup(Program, click.Group):
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in _STOPPED_BY:
             signal.signal(number, _unwind)
         super().__call__(*args, **kwargs)
 
@@ -51,6 +53,9 @@ class ProgramGroup(Program, click.Group):
 
 
 def _unwind(number: int, _frame: FrameType | None) -> NoReturn:
+    # Another signal must not break off what this one has removed.
+    for another in _STOPPED_BY:
+        signal.signal(another, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 

@@ -83,8 +83,8 @@ def restore(
             on_bytes(count)
 
         with ThreadPoolExecutor(max_workers=parts, thread_name_prefix="restore") as pool:
-            extracting = [pool.submit(_extract, open_part, i, staging, homes, take) for i in range(parts)]
             try:
+                extracting = [pool.submit(_extract, open_part, i, staging, homes, take) for i in range(parts)]
                 for done in extracting:
                     done.result()
             except BaseException:
