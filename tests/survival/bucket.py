@@ -8,8 +8,10 @@ with open_bucket("s3", folder) as bucket:
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +84,32 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def each_seed(
+    folder: Path,
+    run_one: Callable[[Path, Bucket, int], dict[str, Any]],
+    *,
+    seeds: range,
+    kind: str,
+    deep: bool,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Run a suite once for each seed, in a directory and on a bucket of its own, which must be whole afterwards.
+
+    Return what the runs found, each with the figures of its `scrub`. Raises ScrubError, and what `run_one` raises.
+    """
+    runs = []
+    for seed in seeds:
+        place = folder / f"seed-{seed}"
+        place.mkdir()
+        place.chmod(0o755)
+        with open_bucket(kind, place) as bucket:
+            say(f"seed {seed}")
+            runs.append({**run_one(place, bucket, seed), "scrub": scrub_clean(bucket, deep=deep)})
+            say(json.dumps(runs[-1]))
+        shutil.rmtree(place)
+    return runs
 
 
 def scrub(bucket: Bucket, *options: str) -> dict[str, Any]:

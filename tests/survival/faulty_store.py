@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from pageserver.lsn import Lsn
 from tests.stores.fault_proxy import Fault, FaultProxy, ProxiedRequest
-from tests.survival.bucket import Bucket, open_bucket, scrub_clean
+from tests.survival.bucket import Bucket, each_seed
 from tests.survival.follower import Follower, FollowerPlan, Say
 
 TROUBLES: Final = ("first-two", "one-in-ten", "proxy")
@@ -90,17 +90,12 @@ def run(
     """Run `seeds` loads, each `seconds` long, with one kind of trouble; return figures. Raises AssertionError, and what
     the servers raise.
     """
-    figures: dict[str, Any] = {"trouble": trouble, "runs": []}
-    for seed in range(first_seed, first_seed + seeds):
-        place = folder / f"seed-{seed}"
-        place.mkdir()
-        place.chmod(0o755)
-        with open_bucket(kind, place) as bucket:
-            say(f"seed {seed}, {trouble}")
-            found = _run_one(place, bucket, trouble, seed, seconds, major or 16, say)
-            figures["runs"].append({**found, "scrub": scrub_clean(bucket, deep=deep)})
-            say(f"scrub: {figures['runs'][-1]['scrub']}")
-    return figures
+
+    def run_one(place: Path, bucket: Bucket, seed: int) -> dict[str, Any]:
+        return _run_one(place, bucket, trouble, seed, seconds, major or 16, say)
+
+    numbers = range(first_seed, first_seed + seeds)
+    return {"trouble": trouble, "runs": each_seed(folder, run_one, seeds=numbers, kind=kind, deep=deep, say=say)}
 
 
 def _run_one(

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from typing import Any, Final
 
 from pageserver.lsn import Lsn
 from tests.page_server import PageServerProcess
-from tests.survival.bucket import Bucket, open_bucket, scrub_clean
+from tests.survival.bucket import Bucket, each_seed
 from tests.survival.follower import WAIT_SECONDS, Follower, FollowerPlan, Say
 
 _DISK_BYTES: Final = 1 << 30
@@ -63,17 +62,13 @@ def run(
     """Run `seeds` loads in each of which the disk is full twice; return figures. Raises NoSmallDiskError,
     AssertionError, and what the servers raise.
     """
-    figures: dict[str, Any] = {"runs": []}
-    for seed in range(first_seed, first_seed + seeds):
-        place = folder / f"seed-{seed}"
-        place.mkdir()
-        place.chmod(0o755)
-        with small_disk(place / "disk", _DISK_BYTES), open_bucket(kind, place) as bucket:
-            found = _run_one(place, bucket, seed, major or 16, say)
-            figures["runs"].append({**found, "scrub": scrub_clean(bucket, deep=deep)})
-            say(f"scrub: {figures['runs'][-1]['scrub']}")
-        shutil.rmtree(place)
-    return figures
+
+    def run_one(place: Path, bucket: Bucket, seed: int) -> dict[str, Any]:
+        with small_disk(place / "disk", _DISK_BYTES):
+            return _run_one(place, bucket, seed, major or 16, say)
+
+    numbers = range(first_seed, first_seed + seeds)
+    return {"runs": each_seed(folder, run_one, seeds=numbers, kind=kind, deep=deep, say=say)}
 
 
 def _run_one(folder: Path, bucket: Bucket, seed: int, major: int, say: Say) -> dict[str, Any]:

@@ -20,7 +20,6 @@ the bucket is whole.
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
@@ -32,7 +31,7 @@ from typing import Any, Final
 import httpx
 
 from pageserver.lsn import Lsn
-from tests.survival.bucket import Bucket, open_bucket, scrub_clean
+from tests.survival.bucket import Bucket, each_seed
 from tests.survival.follower import Follower, FollowerPlan, Say
 
 _HANDS: Final = 4
@@ -328,17 +327,12 @@ def run(
     folder: Path, *, seeds: int, kind: str, first_seed: int, major: int | None, say: Say, deep: bool, seconds: float
 ) -> dict[str, Any]:
     """Run `seeds` loads, each `seconds` long; return figures. Raises AssertionError, and what the servers raise."""
-    figures: dict[str, Any] = {"runs": []}
-    for seed in range(first_seed, first_seed + seeds):
-        place = folder / f"seed-{seed}"
-        place.mkdir()
-        place.chmod(0o755)
-        with open_bucket(kind, place) as bucket:
-            say(f"seed {seed}")
-            found = _run_one(place, bucket, seed, seconds, major or 16, say)
-            figures["runs"].append({**found, "scrub": scrub_clean(bucket, deep=deep)})
-            say(json.dumps(figures["runs"][-1]))
-    return figures
+
+    def run_one(place: Path, bucket: Bucket, seed: int) -> dict[str, Any]:
+        return _run_one(place, bucket, seed, seconds, major or 16, say)
+
+    numbers = range(first_seed, first_seed + seeds)
+    return {"runs": each_seed(folder, run_one, seeds=numbers, kind=kind, deep=deep, say=say)}
 
 
 def _run_one(folder: Path, bucket: Bucket, seed: int, seconds: float, major: int, say: Say) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pageserver.ids import TenantShardId, TimelineId
 from pageserver.lsn import Lsn
 from pageserver.remote import open_object_storage, paths
 from tests.page_server import PageServerProcess
-from tests.survival.bucket import Bucket, open_bucket, scrub, scrub_clean
+from tests.survival.bucket import Bucket, each_seed, scrub
 from tests.survival.follower import Follower, FollowerPlan, Say
 
 _STEPS: Final = 14
@@ -38,17 +38,12 @@ def run(
     folder: Path, *, seeds: int, kind: str, first_seed: int, major: int | None, say: Say, deep: bool
 ) -> dict[str, Any]:
     """Run `seeds` of them; return figures. Raises AssertionError, and what the servers raise."""
-    figures: dict[str, Any] = {"runs": []}
-    for seed in range(first_seed, first_seed + seeds):
-        place = folder / f"seed-{seed}"
-        place.mkdir()
-        place.chmod(0o755)
-        with open_bucket(kind, place) as bucket:
-            say(f"seed {seed}")
-            found = _run_one(place, bucket, seed, major or 16, say)
-            figures["runs"].append({**found, "scrub": scrub_clean(bucket, deep=deep)})
-            say(json.dumps(figures["runs"][-1]))
-    return figures
+
+    def run_one(place: Path, bucket: Bucket, seed: int) -> dict[str, Any]:
+        return _run_one(place, bucket, seed, major or 16, say)
+
+    numbers = range(first_seed, first_seed + seeds)
+    return {"runs": each_seed(folder, run_one, seeds=numbers, kind=kind, deep=deep, say=say)}
 
 
 def _run_one(folder: Path, bucket: Bucket, seed: int, major: int, say: Say) -> dict[str, Any]:
