@@ -9,7 +9,7 @@ import pytest
 
 from tests.postgres.server import PostgresServer
 from tests.torture.acceptance import empty_directory_for_server
-from tests.torture.workload import SERVER_SETTINGS, PgbenchLoad, TortureLoad, table_sums
+from tests.torture.workload import SERVER_SETTINGS, PgbenchLoad, TortureError, TortureLoad, table_sums
 
 
 @pytest.mark.parametrize("major", [15, 18])
@@ -39,3 +39,27 @@ def test_the_load_runs_holds_still_and_is_summed_up(
     server.crash()
     server.start()
     assert table_sums(server) == last_sums
+
+
+def test_a_barrier_takes_a_prepared_transaction_that_is_the_newest_of_all_and_no_open_one(
+    make_server: Callable[..., PostgresServer],
+) -> None:
+    """Goal: what may rest at a barrier is told from what is being written.
+
+    Method: no writer runs; a transaction is prepared, with no later one that ended; then another one stays open.
+    """
+    server = make_server(15, settings=SERVER_SETTINGS)
+    with TortureLoad(server, seed=1) as load, server.connect() as connection:
+        connection.execute("CREATE TABLE t (id int)")
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO t VALUES (1)")
+        connection.execute("PREPARE TRANSACTION 'newest'")
+        moment = load.hold()
+        assert moment.open_prepared == ["newest"]
+        assert "public.t" in moment.checksums()["postgres"]
+        connection.execute("BEGIN")
+        connection.execute("INSERT INTO t VALUES (2)")
+        with pytest.raises(TortureError, match="something wrote"):
+            load.hold()
+        connection.execute("ROLLBACK")
+        connection.execute("ROLLBACK PREPARED 'newest'")

@@ -31,7 +31,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final
+from typing import Final, cast
 
 from psycopg import sql
 
@@ -284,17 +284,16 @@ class TortureLoad:
         """Bring all writers to rest, note the position, open snapshots, let the writers go on."""
         with self._gate.held(_HOLD_TIMEOUT_SECONDS), self._hold_pgbench():
             self.check()
-            before = _transaction_state(self._server)
+            before = _transactions(self._server)
             lsn = self._server.value("SELECT pg_current_wal_insert_lsn()")
-            prepared = [str(gid) for (gid,) in self._server.sql("SELECT gid FROM pg_prepared_xacts ORDER BY gid")]
             snapshots = _open_snapshots(self._server)
             # The log may grow meanwhile, by pages that reading cleans up and by checkpoints, but not by a transaction.
-            after = _transaction_state(self._server)
-            if after != before or before[1] != len(prepared):
+            after = _transactions(self._server)
+            if after != before or before.writing_pids:
                 for snapshot in snapshots:
                     snapshot.close()
                 raise TortureError(f"something wrote while all writers were held: {before} became {after}")
-        return Moment(lsn, prepared, self._summing.submit(_sum_up, snapshots))
+        return Moment(lsn, list(before.prepared), self._summing.submit(_sum_up, snapshots))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -481,9 +480,22 @@ def databases(server: PostgresServer) -> list[str]:
     return [str(name) for (name,) in rows]
 
 
-def _transaction_state(server: PostgresServer) -> tuple[str, int]:
-    """Return the next transaction id, and how many that were begun have not ended (prepared ones among them)."""
-    ((next_xid, running),) = server.sql(
-        "SELECT pg_snapshot_xmax(s)::text, (SELECT count(*) FROM pg_snapshot_xip(s)) FROM pg_current_snapshot() AS s"
+@dataclass(frozen=True, slots=True)
+class _Transactions:
+    """Those of a server at one moment: the id after the last that ended, those prepared, who is within one."""
+
+    after_last_ended: str
+    prepared: tuple[str, ...]
+    writing_pids: tuple[int, ...]
+
+
+def _transactions(server: PostgresServer) -> _Transactions:
+    """Return them. A snapshot alone would not do: what it lists as in progress ends at the last id that *ended*, so
+    that the newest of all is missing while it is prepared.
+    """
+    ((after_last_ended, prepared, pids),) = server.sql(
+        "SELECT pg_snapshot_xmax(pg_current_snapshot())::text,"
+        " ARRAY(SELECT gid FROM pg_prepared_xacts ORDER BY gid),"
+        " ARRAY(SELECT pid FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY pid)"
     )
-    return str(next_xid), int(str(running))
+    return _Transactions(str(after_last_ended), tuple(cast(list[str], prepared)), tuple(cast(list[int], pids)))
