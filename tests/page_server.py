@@ -111,6 +111,18 @@ class PageServerProcess:
         samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         return {name: float(value) for name, value in samples}
 
+    def logical_size(self, timeline_path: str) -> int:
+        """Return the size that ingest keeps up to date, which must be that of a count; while no WAL comes."""
+        flags = "include-non-incremental-logical-size=true&force-await-initial-logical-size=true"
+        for _ in range(10):
+            found = self.api("GET", f"{timeline_path}?{flags}")
+            assert found["current_logical_size_is_accurate"], found
+            if found["current_logical_size"] == found["current_logical_size_non_incremental"]:
+                break
+            time.sleep(0.1)  # the last records were just being counted
+        assert found["current_logical_size"] == found["current_logical_size_non_incremental"], found
+        return int(found["current_logical_size"])
+
     def pagectl(self, *arguments: str, statuses: Collection[int] = (0,)) -> Any:
         """Run `pagectl --json` and return what it printed.
 

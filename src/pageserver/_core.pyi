@@ -379,6 +379,10 @@ class WalIngest:
     def ignored_vm_clears(self) -> int:
         """Visibility-map clears that named a map page beyond the map's end (wal.md 5.3)."""
 
+    @property
+    def growth(self) -> tuple[int, int]:
+        """LSN of the last commit, and by how many bytes all forks have grown until then since this object was made."""
+
     # While a RareRecord is being applied. Writes get its LSN; reads see them, and everything before.
 
     def get(self, key: bytes) -> bytes | None:
@@ -403,7 +407,7 @@ class WalIngest:
         """Take note that a fork does not exist any more."""
 
     def forget_database(self, spc: int, db: int) -> None:
-        """Take note that no fork of this database exists any more."""
+        """Take note that no fork of this database exists any more. ``growth`` counts only what ``forget_rel`` named."""
 
     def copy_relation(self, source: tuple[int, int, int, int], target: tuple[int, int, int, int], blocks: int) -> None:
         """Write an image of each local block of ``source``, as it is now, to the same block of ``target``.

@@ -63,6 +63,10 @@ CLIENT_OPERATIONS: Final = (
 )
 """What the remote client of a timeline does: kind of file, operation."""
 
+SIZE_ATTEMPTS: Final = ("first", "retry")
+SIZE_CIRCUMSTANCES: Final = ("EmptyInitial", "SkippedConcurrencyLimiter", "AfterBackgroundTasksRateLimit")
+"""Why a computation of a logical size could start (metrics.md 3.8). None is known to be empty before it was counted."""
+
 
 def _client_seconds() -> dict[tuple[str, str, str], Histogram]:
     return {
@@ -70,6 +74,21 @@ def _client_seconds() -> dict[tuple[str, str, str], Histogram]:
         for file, operation in CLIENT_OPERATIONS
         for status in ("success", "failure")
     }
+
+
+@dataclass(slots=True)
+class SizeCalculations:
+    """First computations of a timeline's logical size."""
+
+    started: dict[tuple[str, str], int] = field(
+        default_factory=lambda: {(attempt, how): 0 for attempt in SIZE_ATTEMPTS for how in SIZE_CIRCUMSTANCES}
+    )
+    """By attempt and circumstances."""
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIZE_ATTEMPTS, 0))
+    """Started and not finished, by attempt."""
+    finished: int = 0
+    results_dropped: int = 0
+    """Sizes that went with their timelines."""
 
 
 @dataclass(slots=True)
@@ -95,9 +114,10 @@ class ServerCounts:
     client_seconds: dict[tuple[str, str, str], Histogram] = field(default_factory=_client_seconds)
     """One attempt, by file, operation and status."""
     operation_seconds: dict[str, Histogram] = field(
-        default_factory=lambda: histograms(("layer flush", "gc"), OPERATION_BOUNDS)
+        default_factory=lambda: histograms(("layer flush", "gc", "logical size"), OPERATION_BOUNDS)
     )
     """Background operations that this release has."""
+    size_calculations: SizeCalculations = field(default_factory=SizeCalculations)
 
     def note_startup(self, at: float, *, is_active: bool) -> None:
         """A tenant that was found at the start is attached, or broken."""

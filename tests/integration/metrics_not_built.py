@@ -7,10 +7,7 @@
 from __future__ import annotations
 
 _REASONS: dict[str, str] = {
-    "timeline: logical sizes are not computed": """
-        current_logical_size initial_logical_size_drop_calculation initial_logical_size_drop_finished_calculation
-        initial_logical_size_finish_calculation initial_logical_size_start_calculation aux_file_estimated_size
-        archive_size""",
+    "timeline: sizes of aux files and of branches in their ancestor's history": "aux_file_estimated_size archive_size",
     "tenant: the three background loops of a shard and their semaphore": """
         active_storage_operations_count background_loop_semaphore_running_tasks
         background_loop_semaphore_wait_finish_count background_loop_semaphore_wait_seconds

@@ -85,6 +85,17 @@ async def test_the_collected_keyspace_is_neons(tmp_path: Path) -> None:
     await world.stop()
 
 
+async def test_the_logical_size_is_neons(tmp_path: Path) -> None:
+    world, timeline = await open_bucket(tmp_path)
+    expected = json.loads((VECTOR / "http" / "timeline.json").read_text())
+    assert expected["current_logical_size_is_accurate"]
+    await timeline.size_calculation.hurry()
+    info = timeline.detail()
+    assert info.current_logical_size == expected["current_logical_size"]
+    assert info.current_logical_size_is_accurate
+    await world.stop()
+
+
 def answer(timeline: Timeline, question: dict[str, Any]) -> dict[str, Any]:
     if question["ask"] == "lsn_by_timestamp":
         found = find_lsn_for_timestamp(

@@ -151,6 +151,7 @@ def test_a_lost_slot_is_named_and_a_resync_goes_on_behind_a_gap(
         primary.sql("vacuum shrunk")
         check_history(server, timeline, gap, dropped, moment)
         newest = make_durable(server, primary, timeline)
+        assert server.logical_size(path_of(server, timeline)) > 0
         query = "select count(*) || ' ' || (to_regclass('dropped') is not null) from kept"
         assert restored_value(server, primary, timeline, server_dir / "old", last, query) == "5000 true"
         expected = primary.value(query)

@@ -206,15 +206,20 @@ class Follower:
         counts = {key: value for key, value in report.items() if isinstance(value, int)}
         if any(report[verdict] for verdict in ("different", "missing", "extra", "unsupported")):
             raise AssertionError(f"verify: {json.dumps(report, indent=1)[:5000]}")
+        self.machine.logical_size(self.timeline_path)
         self.verified = counts
         self.say(f"verify: {json.dumps(counts)}")
 
     # Looking.
 
+    @property
+    def timeline_path(self) -> str:
+        return f"/v1/tenant/{self.tenant}/timeline/{self.timeline}"
+
     def detail(self) -> dict[str, Any]:
         """Ask for the timeline; nothing comes of it while the server still opens the tenant."""
         try:
-            found: dict[str, Any] = self.machine.api("GET", f"/v1/tenant/{self.tenant}/timeline/{self.timeline}")
+            found: dict[str, Any] = self.machine.api("GET", self.timeline_path)
         except httpx.HTTPStatusError as error:
             if error.response.status_code != 503:
                 raise

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2] / "src" / "pageserver"
 
 #: Floors from the ground up. Rooms on one floor do not import each other.
 FLOORS: list[set[str]] = [
-    {"lsn", "ids", "errors", "clock", "counts", "disk_errors", "failpoints", "_core"},
+    {"lsn", "ids", "errors", "clock", "counts", "disk_errors", "failpoints", "turns", "_core"},
     {"config", "postgres", "keyspace", "compiled_module"},
     {"remote"},
     {"repository"},

@@ -259,6 +259,7 @@ class AcceptanceRun:
         self._say(f"verify: {json.dumps({key: report[key] for key in report if key != 'differences'})}")
         if any(report[verdict] for verdict in ("different", "missing", "extra", "unsupported")):
             raise VerifyDiffersError(json.dumps(report, indent=1))
+        self._server.logical_size(self._timeline_path)
 
     def _verify_a_flipped_byte(self) -> None:
         """One byte of user data in the stopped directory must be seen, once."""

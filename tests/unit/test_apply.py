@@ -178,7 +178,8 @@ def test_a_dropped_database_is_gone_from_each_tablespace() -> None:
     world.create(1663, 6, 16384)
     world.take("DatabaseDrop", db=5, tablespaces=[1663, 16400])
     assert world.snapshot().databases() == {(1663, 6): False}
-    assert world.modification.forgotten == [(1663, 5), (16400, 5)]
+    forks = [(1663, 5, 16384, 0), (16400, 5, 16401, 0)]
+    assert world.modification.forgotten == [forks[0], (1663, 5), forks[1], (16400, 5)], "sizes are counted fork by fork"
     world.take("DatabaseDrop", db=5, tablespaces=[1663])
     assert world.written() == []
     world.create(1663, 5, 16384)

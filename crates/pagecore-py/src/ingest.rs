@@ -289,6 +289,12 @@ impl WalIngest {
     }
 
     #[getter]
+    fn growth(&self, py: Python<'_>) -> (u64, i64) {
+        let growth = self.with(py, |core| core.growth());
+        (growth.lsn.0, growth.bytes)
+    }
+
+    #[getter]
     fn ignored_vm_clears(&self, py: Python<'_>) -> u64 {
         self.with(py, |core| core.ignored_vm_clears())
     }

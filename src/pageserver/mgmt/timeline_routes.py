@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pageserver import _core
-from pageserver.errors import CorruptDataError, NotFoundError, PreconditionFailedError
+from pageserver.errors import CorruptDataError, NotFoundError, PageServerError, PreconditionFailedError
 from pageserver.ids import TimelineId
 from pageserver.keyspace.collect import collect_keyspace
 from pageserver.keyspace.key import Key
@@ -231,8 +232,8 @@ async def do_gc(request: Request) -> Response:
     )
 
 
-_IGNORED_DETAILS = ("force-await-initial-logical-size", "include-image-consistent-lsn")
-"""Checked and without effect: there is no initial computation of the size, and no such LSN."""
+_IGNORED_DETAILS = ("include-image-consistent-lsn",)
+"""Checked and without effect: there is no such LSN before there is compaction."""
 _COMPACTION_FLAGS = ("force_l0_compaction", "force_repartition", "force_image_layer_creation")
 
 
@@ -246,9 +247,17 @@ async def info_json(request: Request, tenant: Tenant, info: TimelineInfo) -> dic
     """Return TimelineInfo (5.3), with the size that only a count gives if the request asks for it."""
     for name in _IGNORED_DETAILS:
         query_flag(request, name, default=False)
+    has_size = info.state.status is TimelineStatus.ACTIVE and tenant.shard.is_shard_zero()
+    wants_exact = query_flag(request, "force-await-initial-logical-size", default=False)
+    if has_size and wants_exact and not info.current_logical_size_is_accurate:
+        # One that cannot be computed now stays what it is, and says so.
+        with contextlib.suppress(PageServerError, OSError):
+            timeline = tenant.get_timeline(info.timeline_id)
+            await timeline.size_calculation.hurry()
+            info = tenant.detail(info.timeline_id)
     body = with_names(tenant, info.timeline_id, info.to_json())
-    wants_size = query_flag(request, "include-non-incremental-logical-size", default=False)
-    if wants_size and info.state.status is TimelineStatus.ACTIVE and tenant.shard.is_shard_zero():
+    wants_count = query_flag(request, "include-non-incremental-logical-size", default=False)
+    if has_size and wants_count:
         snapshot = tenant.get_timeline(info.timeline_id).snapshot(info.last_record_lsn)
         body["current_logical_size_non_incremental"] = await asyncio.to_thread(snapshot.logical_size)
     return body

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pageserver._core import TimelineStore
-from pageserver.counts import ServerCounts
+from pageserver.counts import ServerCounts, SizeCalculations
 from pageserver.observe.exposition import Buckets, Exposition, Labels
 from pageserver.observe.page_service_metrics import timeline_labels
 from pageserver.remote.client_counts import Started
@@ -56,6 +56,7 @@ def collect_tenants(exposition: Exposition, manager: TenantManager) -> None:
         (timeline_labels(tenant.shard, timeline.timeline_id), timeline) for tenant, timeline in pairs
     ]
     _collect_lsns(exposition, timelines)
+    _collect_sizes(exposition, manager.counts.size_calculations, timelines)
     _collect_layers(exposition, timelines)
     _collect_clients(exposition, timelines)
     _collect_downloads(exposition, manager)
@@ -137,6 +138,26 @@ def _collect_server(exposition: Exposition, counts: ServerCounts) -> None:
         "pageserver_storage_operations_seconds_global",
         "Time of background operations that ended well",
         [({"operation": name}, Buckets.of(times)) for name, times in counts.operation_seconds.items()],
+    )
+
+
+def _collect_sizes(exposition: Exposition, counts: SizeCalculations, timelines: _Timelines) -> None:
+    sizes = [(labels, timeline.current_logical_size) for labels, timeline in timelines]
+    exposition.gauge("pageserver_current_logical_size", "Size of all relations by timeline, as far as known", sizes)
+    name = "pageserver_initial_logical_size"
+    exposition.counter(
+        f"{name}_start_calculation",
+        "First computations of a timeline's size that began",
+        [({"attempt": attempt, "circumstances": how}, number) for (attempt, how), number in counts.started.items()],
+    )
+    exposition.counter(
+        f"{name}_drop_calculation",
+        "Those that did not end well",
+        [({"attempt": attempt}, number) for attempt, number in counts.dropped.items()],
+    )
+    exposition.counter(f"{name}_finish_calculation", "Sizes found", counts.finished)
+    exposition.counter(
+        f"{name}_drop_finished_calculation", "Sizes that went with their timelines", counts.results_dropped
     )
 
 

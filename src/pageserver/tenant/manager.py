@@ -53,8 +53,8 @@ from pageserver.tenant.slots import (
 from pageserver.tenant.tasks import TaskScope
 from pageserver.tenant.tenant import Tenant
 from pageserver.tenant.utilization import UtilizationSampler
-from pageserver.tenant.warmup import WarmupQueue
 from pageserver.timeline import check_repository
+from pageserver.turns import TurnQueue
 
 _CONFIG_WRITES_MAX = 16
 REDO_IDLE_SECONDS = 180.0
@@ -79,7 +79,7 @@ class TenantManager:
             log=resources.log,
         )
         self._tasks = TaskScope()
-        self._warmup = WarmupQueue(resources.settings.concurrent_tenant_warmup)
+        self._warmup = TurnQueue(resources.settings.concurrent_tenant_warmup)
         self.heatmaps = HeatmapUploader(
             resources.workdir,
             storage=resources.storage,

@@ -221,6 +221,7 @@ class TimelineOpener:
             log=self._resources.log.bind(tenant=str(self._shard), timeline=str(timeline_id)),
             failpoints=self._resources.failpoints,
             disk=self._resources.disk,
+            size_turns=self._resources.size_turns,
         )
         timeline.ingest_pause = self._ingest_pause
         return timeline

@@ -20,6 +20,10 @@ from pageserver.tenant.location import LocationConfig
 from pageserver.tenant.state import TenantState
 from pageserver.tenant.way_in import WayIn
 from pageserver.timeline import DownloadCounts, Engine, Timeline
+from pageserver.turns import TurnQueue
+
+_SIZES_AT_ONCE = 1
+"""Logical sizes that are computed in the background at a time (tenants.md 26: what threads are left for it)."""
 
 
 class TenantFacts(Protocol):
@@ -79,3 +83,4 @@ class TenantResources:
     uploads: UploadPolicy = field(default_factory=UploadPolicy)
     failpoints: Failpoints = field(default_factory=Failpoints.off)
     counts: ServerCounts = field(default_factory=ServerCounts)
+    size_turns: TurnQueue = field(default_factory=lambda: TurnQueue(_SIZES_AT_ONCE))

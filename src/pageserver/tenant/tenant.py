@@ -52,7 +52,6 @@ from pageserver.tenant.tenant_errors import (
     TimelineNotFoundError,
 )
 from pageserver.tenant.timeline_deletions import TimelineDeletions
-from pageserver.tenant.warmup import WarmupQueue
 from pageserver.timeline import (
     Timeline,
     TimelineInfo,
@@ -61,6 +60,7 @@ from pageserver.timeline import (
     check_repository,
 )
 from pageserver.timeline.state import LOADING
+from pageserver.turns import TurnQueue
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ class Tenant:
 
     # Lifecycle
 
-    def start(self, warmup: WarmupQueue | None = None, *, is_startup: bool = False) -> None:
+    def start(self, warmup: TurnQueue | None = None, *, is_startup: bool = False) -> None:
         """Begin to attach in the background, when `warmup`, if given, says so. Poll `state` or wait with
         `wait_active`. `is_startup`: the tenant was found when the server started.
         """
@@ -404,7 +404,7 @@ class Tenant:
 
     # Private: attach
 
-    async def _attach(self, warmup: WarmupQueue | None) -> None:
+    async def _attach(self, warmup: TurnQueue | None) -> None:
         failpoints = self._resources.failpoints
         constructed, clock, counts = self._constructed_at, self._resources.clock, self._resources.counts
         await failpoints.sleep("before-attaching-tenant")

@@ -64,6 +64,8 @@ class TimelineInfo:
     remote_consistent_lsn_visible: Lsn
     initdb_lsn: Lsn
     current_physical_size: int | None
+    current_logical_size: int
+    current_logical_size_is_accurate: bool
     pg_version: int
     state: TimelineState
     flavour: str
@@ -106,6 +108,8 @@ class TimelineInfo:
             remote_consistent_lsn_visible=INVALID_LSN,
             initdb_lsn=INVALID_LSN,
             current_physical_size=None,
+            current_logical_size=0,
+            current_logical_size_is_accurate=False,
             pg_version=pg_version,
             state=state,
             flavour=flavour,
@@ -113,11 +117,7 @@ class TimelineInfo:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object in the order of http-api.md 5.3.
-
-        The logical size is not computed yet: it is 0 and marked as not accurate, as on a Neon server that has not
-        counted.
-        """
+        """Return the object in the order of http-api.md 5.3."""
         body: dict[str, Any] = {
             "tenant_id": str(self.tenant_id),
             "timeline_id": str(self.timeline_id),
@@ -131,8 +131,8 @@ class TimelineInfo:
             "remote_consistent_lsn": str(self.remote_consistent_lsn),
             "remote_consistent_lsn_visible": str(self.remote_consistent_lsn_visible),
             "initdb_lsn": str(self.initdb_lsn),
-            "current_logical_size": 0,
-            "current_logical_size_is_accurate": False,
+            "current_logical_size": self.current_logical_size,
+            "current_logical_size_is_accurate": self.current_logical_size_is_accurate,
             "directory_entries_counts": [0] * 8,
             "current_physical_size": self.current_physical_size,
             "current_logical_size_non_incremental": None,

@@ -34,9 +34,12 @@ from pageserver.remote.source_document import Flavour, HistoryGap, SourceDocumen
 from pageserver.timeline.downloads import LayerDownloads
 from pageserver.timeline.engine import LayerFacts, TimelineStore
 from pageserver.timeline.info import SourceStatus, TimelineInfo
+from pageserver.timeline.logical_size import CurrentLogicalSize
 from pageserver.timeline.residence import LayerResidence
 from pageserver.timeline.rolling import OpenLayerFacts, RollLimits, plan_roll
+from pageserver.timeline.size_calculation import SizeCalculation
 from pageserver.timeline.state import ACTIVE, LOADING, STOPPING, TimelineState, TimelineStatus
+from pageserver.turns import TurnQueue
 
 FROZEN_LAYERS_MAX = 2
 """Ingest waits for the flush loop while this many layers are frozen: the bound of memory that flushing may lag
@@ -91,7 +94,9 @@ class Timeline:
         log: Any,
         failpoints: Failpoints | None = None,
         disk: DiskGuard | None = None,
+        size_turns: TurnQueue | None = None,
     ) -> None:
+        """`size_turns`: among those who compute a size."""
         self.identity = identity
         self.tenant_shard_id = identity.tenant_shard_id
         self.timeline_id = identity.timeline_id
@@ -134,9 +139,22 @@ class Timeline:
         self._migrating_from: Lsn | None = None
         if self.relation_directory.status is RelationDirectoryStatus.MIGRATED:
             store.set_relation_directory_v2_from(int(self.relation_directory.migrated_at or 0))
-        self.operations = histograms(("layer flush", "gc"), OPERATION_BOUNDS)
+        self.operations = histograms(("layer flush", "gc", "logical size"), OPERATION_BOUNDS)
         """Times of background operations, for metrics."""
         self.wal_counts = WalCounts(remote.server_counts)
+        self.logical_size = CurrentLogicalSize(self.last_record_lsn)
+        self.size_calculation = SizeCalculation(
+            self.logical_size,
+            compute=lambda lsn: self.snapshot(lsn).logical_size(),
+            is_here=self._are_layers_here,
+            turns=size_turns or TurnQueue(1),
+            counts=remote.server_counts.size_calculations,
+            note_seconds=lambda seconds: self.note_operation("logical size", seconds),
+            clock=clock,
+            log=log,
+            failpoints=self._failpoints,
+        )
+        self.logical_size.on_restart = self.size_calculation.want
         self.tell_gaps()
 
     @property
@@ -231,7 +249,10 @@ class Timeline:
             self.state = state
 
     def activate(self) -> None:
+        """Serve. The databases' size is computed on shard zero only, since the others do not know all of it."""
         self.become(ACTIVE)
+        if self.tenant_shard_id.is_shard_zero():
+            self.size_calculation.want()
 
     def break_because(self, reason: str) -> None:
         """Stop acknowledging and writing: some belief about this timeline was wrong. Reads of what is there are refused
@@ -253,10 +274,11 @@ class Timeline:
             await self._clock.sleep(_WAIT_STEP_SECONDS)
 
     async def run(self) -> None:
-        """Flush what is frozen and roll what is due, until cancelled. The tenant owns the task."""
+        """Flush what is frozen, roll what is due, compute sizes, until cancelled. The tenant owns the task."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._flush_loop(), name=f"flush {self.timeline_id}")
             group.create_task(self._roll_loop(), name=f"roll {self.timeline_id}")
+            group.create_task(self.size_calculation.run(), name=f"logical size of {self.timeline_id}")
 
     async def roll(self) -> None:
         """Freeze the open layer and let it be flushed in the background; wait only if flushing lags too far behind.
@@ -318,6 +340,8 @@ class Timeline:
         self.remote.schedule_metadata(metadata)
         await self.remote.wait_completion()
         await asyncio.to_thread(self.store.resume_at, lsn)
+        if self.tenant_shard_id.is_shard_zero():
+            self.logical_size.restart(lsn)
         self.remote.hurry_visible()
 
     async def advance_gc_cutoff(self, lsn: Lsn) -> None:
@@ -346,6 +370,8 @@ class Timeline:
             await self._downloads.close()
         await self.remote.close()
         await asyncio.to_thread(self.store.shutdown)
+        if self.logical_size.is_accurate:
+            self.remote.server_counts.size_calculations.results_dropped += 1
 
     def resident_bytes(self) -> int:
         """Return the size of the layer files that are on this disk."""
@@ -379,6 +405,8 @@ class Timeline:
             remote_consistent_lsn_visible=self.remote.visible_lsn,
             initdb_lsn=self.initdb_lsn,
             current_physical_size=self._physical_size(),
+            current_logical_size=self.current_logical_size,
+            current_logical_size_is_accurate=self.logical_size.is_accurate,
             pg_version=self.pg_version,
             state=self.state,
             flavour=self.flavour,
@@ -391,6 +419,20 @@ class Timeline:
             flush_error=self.flush_error,
             gaps=self.gaps,
         )
+
+    @property
+    def current_logical_size(self) -> int:
+        """Bytes of all relations, as far as known; 0 on all shards but the first."""
+        return self.logical_size.size_bytes if self.tenant_shard_id.is_shard_zero() else 0
+
+    def _are_layers_here(self) -> bool:
+        """Return whether everything below the last record can be read without a download."""
+        timeline: Timeline | None = self
+        while timeline is not None:
+            if not all(layer.is_resident for layer in timeline.store.layers()):
+                return False
+            timeline = timeline.ancestor
+        return True
 
     def _physical_size(self) -> int | None:
         """Return the bytes of all layers; none where a repository does not say what one timeline takes."""

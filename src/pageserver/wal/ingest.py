@@ -60,8 +60,11 @@ class WalApplier:
         relation_directory: RelationDirectoryState | None = None,
         start_migration: Callable[[Lsn], None] | None = None,
         is_migration_wanted: Callable[[], bool] = lambda: True,
+        note_growth: Callable[[Lsn, int], None] = lambda _lsn, _bytes: None,
     ) -> None:
-        """See `KeyspaceWriter` for the last three."""
+        """See `KeyspaceWriter` for the three before the last. `note_growth` is told, after each commit, up to where WAL
+        was ingested and how many bytes that added to all relations.
+        """
         self._ingest = _core.WalIngest(
             cast("_core.TimelineStore | ObjectTimeline", store),
             start_lsn=start,
@@ -82,6 +85,8 @@ class WalApplier:
         )
         self._backup_start = backup_start
         self._ignored_vm_clears = 0
+        self._note_growth = note_growth
+        self._grown_bytes = 0
         self.consistent_from = consistent_from
 
     @property
@@ -101,12 +106,20 @@ class WalApplier:
     def go_on(self) -> IngestStep:
         """Take what is complete."""
         while True:
-            found = self._ingest.run()
+            try:
+                found = self._ingest.run()
+            finally:
+                self._tell_growth()
             if isinstance(found, str):
                 self._report_ignored_vm_clears()
                 return IngestStep.ROLL if found == "roll" else IngestStep.DONE
             self._note_backup_end(found)
             self._applier.apply(found)
+
+    def _tell_growth(self) -> None:
+        lsn, grown_bytes = self._ingest.growth
+        self._note_growth(Lsn(lsn), grown_bytes - self._grown_bytes)
+        self._grown_bytes = grown_bytes
 
     def _report_ignored_vm_clears(self) -> None:
         """PostgreSQL has had bugs that clear bits of map pages that do not exist: an error to be told, and no more

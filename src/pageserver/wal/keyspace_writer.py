@@ -193,10 +193,10 @@ class KeyspaceWriter:
         if (spcnode, dbnode) not in self.databases():
             log.warning("dropped database is not known", spcnode=spcnode, dbnode=dbnode, lsn=str(self.lsn))
             return
+        self._forget_database(spcnode, dbnode)
         left = dict(self.databases())
         del left[spcnode, dbnode]
         self._write_databases(left)
-        self._forget_database(spcnode, dbnode)
 
     def _put_database(self, spcnode: int, dbnode: int, *, has_relmap: bool) -> None:
         self._write_databases({**self.databases(), (spcnode, dbnode): has_relmap})
@@ -206,6 +206,13 @@ class KeyspaceWriter:
         self._databases = databases
 
     def _forget_database(self, spcnode: int, dbnode: int) -> None:
+        """Take note that a database which the directory still lists has no fork any more."""
+        try:
+            forks = self.relations(spcnode, dbnode).tags(spcnode, dbnode)
+        except MissingKeyError:
+            forks = []
+        for rel in forks:
+            self.modification.forget_rel(*_parts(rel))
         self._relations.pop((spcnode, dbnode), None)
         self.modification.forget_database(spcnode, dbnode)
 

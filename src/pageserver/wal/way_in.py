@@ -581,4 +581,5 @@ def new_applier(
         relation_directory=timeline.relation_directory,
         start_migration=timeline.begin_relation_directory_migration,
         is_migration_wanted=lambda: timeline.settings.rel_size_v2_enabled,
+        note_growth=timeline.logical_size.note_growth,
     )

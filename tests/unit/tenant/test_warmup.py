@@ -11,12 +11,12 @@ from pageserver.ids import TenantId, TenantShardId
 from pageserver.mgmt.models import LocationConfigBody
 from pageserver.remote import LocalStore, paths
 from pageserver.tenant.state import TenantStatus
-from pageserver.tenant.warmup import WarmupQueue
+from pageserver.turns import TurnQueue
 from tests.unit.world import World, eventually
 
 
 async def test_permits_are_few_and_those_who_are_asked_for_need_none() -> None:
-    queue = WarmupQueue(2)
+    queue = TurnQueue(2)
     inside: list[int] = []
     leave, wanted = asyncio.Event(), [asyncio.Event() for _ in range(4)]
 
@@ -40,7 +40,7 @@ async def test_permits_are_few_and_those_who_are_asked_for_need_none() -> None:
 @pytest.mark.parametrize("moment", range(4))
 async def test_no_permit_is_lost_when_a_waiting_attach_is_cancelled(moment: int) -> None:
     """Cancelled before, while and after a permit becomes free."""
-    queue = WarmupQueue(1)
+    queue = TurnQueue(1)
     never = asyncio.Event()
     leave = asyncio.Event()
 
@@ -62,7 +62,7 @@ async def test_no_permit_is_lost_when_a_waiting_attach_is_cancelled(moment: int)
 
 
 async def test_an_attach_that_fails_gives_its_permit_back() -> None:
-    queue = WarmupQueue(1)
+    queue = TurnQueue(1)
     with pytest.raises(OSError, match="broken"):
         async with queue.turn(asyncio.Event()):
             raise OSError("broken")

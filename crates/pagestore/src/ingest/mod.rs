@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pagecore::wal::{CheckPoint, DecodedRecord, Interpreter, StreamChecks, WalError, WalFramer};
-use pagecore::{Key, Lsn, RelTag, SlruKind};
+use pagecore::{Key, Lsn, RelTag, SlruKind, BLCKSZ};
 
 use crate::StoreError;
 use apply::Sizes;
@@ -82,6 +82,15 @@ struct Writer<T> {
     xids: Vec<u32>,
     records: u64,
     ignored_vm_clears: u64,
+    growth: Growth,
+}
+
+/// How the relations together have grown since ingest began, up to the last commit (spec read-path-compaction-gc.md
+/// 16). What goes with a database is not in it, unless each fork was forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Growth {
+    pub lsn: Lsn,
+    pub bytes: i64,
 }
 
 /// A record that Python is applying.
@@ -120,6 +129,7 @@ impl<T: IngestTarget> WalIngest<T> {
             framer: WalFramer::new(interpreter.major, settings.start_lsn, settings.checks)?,
             writer: Writer {
                 lsn: target.last_record_lsn(),
+                growth: Growth { lsn: target.last_record_lsn(), bytes: 0 },
                 target,
                 interpreter,
                 checkpoint: settings.checkpoint,
@@ -241,6 +251,10 @@ impl<T: IngestTarget> WalIngest<T> {
         self.writer.ignored_vm_clears
     }
 
+    pub fn growth(&self) -> Growth {
+        self.writer.growth
+    }
+
     pub fn tolerant_until(&self) -> Lsn {
         self.writer.tolerant_until
     }
@@ -328,8 +342,18 @@ impl<T: IngestTarget> WalIngest<T> {
 
     pub fn forget_rel(&mut self, rel: RelTag) -> Result<(), IngestError> {
         self.write_lsn()?;
-        self.writer.modification.forget_rel(rel);
+        let blocks = match self.writer.modification.known_size(&rel) {
+            Some(known) => known.unwrap_or(0),
+            None => self.stored_size(rel)?,
+        };
+        self.writer.modification.forget_rel(rel, blocks);
         Ok(())
+    }
+
+    /// The size of a fork that the directories knew before this record, whatever they say now; 0 if it has none.
+    fn stored_size(&self, rel: RelTag) -> Result<u32, IngestError> {
+        let value = self.writer.target.get(Key::rel_size(rel), self.writer.target.last_record_lsn())?;
+        Ok(value.as_deref().and_then(|bytes| bytes.first_chunk::<4>()).map_or(0, |bytes| u32::from_le_bytes(*bytes)))
     }
 
     pub fn forget_database(&mut self, spcnode: u32, dbnode: u32) -> Result<(), IngestError> {
@@ -479,6 +503,8 @@ impl<T: IngestTarget> Writer<T> {
         self.target.commit(&self.modification.batch, &self.modification.lsns)?;
         self.modification.values_stored();
         self.modification.lsns.clear();
+        let grown = std::mem::take(&mut self.modification.growth_blocks);
+        self.growth = Growth { lsn: self.lsn, bytes: self.growth.bytes + grown * BLCKSZ as i64 };
         for dropped in self.modification.dropped.drain(..) {
             match dropped {
                 Dropped::Relation(rel) => self.target.note_rel_dropped(rel),

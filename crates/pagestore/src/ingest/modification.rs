@@ -56,6 +56,8 @@ pub(super) struct Modification {
     last_rel: Option<(RelTag, u32)>,
     /// Forks whose size was written since the last commit; may name one twice.
     resized: Vec<RelTag>,
+    /// By how many blocks all forks together have grown since the last commit.
+    pub growth_blocks: i64,
     /// What the records since the last commit have dropped.
     pub dropped: Vec<Dropped>,
     /// Where the batch has its page of zeros, which all gaps share.
@@ -75,6 +77,7 @@ impl Modification {
             slru_sizes: HashMap::default(),
             last_rel: None,
             resized: Vec::new(),
+            growth_blocks: 0,
             dropped: Vec::new(),
             zero_page_at: None,
             last_record: [None; 2],
@@ -198,8 +201,9 @@ impl Modification {
         self.last_rel = Some((rel, blocks));
     }
 
-    /// Takes note that a fork does not exist any more.
-    pub fn forget_rel(&mut self, rel: RelTag) {
+    /// Takes note that a fork of so many blocks does not exist any more.
+    pub fn forget_rel(&mut self, rel: RelTag, blocks: u32) {
+        self.growth_blocks -= i64::from(blocks);
         self.learn_size(rel, None);
         self.dropped.push(Dropped::Relation(rel));
     }
@@ -215,9 +219,11 @@ impl Modification {
         self.dropped.push(Dropped::Database(spcnode, dbnode));
     }
 
-    /// Writes the size of a fork.
+    /// Writes the size of a fork. One that was not asked for is new.
     pub fn set_size(&mut self, rel: RelTag, lsn: Lsn, blocks: u32) -> Result<(), StoreError> {
         self.last_rel = Some((rel, blocks));
+        let old = self.known_size(&rel).flatten().unwrap_or(0);
+        self.growth_blocks += i64::from(blocks) - i64::from(old);
         if let Some(Some(size)) = self.sizes.get_mut(&rel) {
             if size.commit == self.commit && size.lsn == lsn {
                 // A second block of the same record: the value is changed where it lies.

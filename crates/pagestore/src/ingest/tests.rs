@@ -456,6 +456,24 @@ fn while_a_rare_record_is_applied_its_writes_can_be_read() {
 }
 
 #[test]
+fn growth_counts_each_fork_from_its_size_before_to_its_size_now() {
+    let target = stock(15);
+    target.add_rel(REL, 5);
+    target.add_rel(VM, 2);
+    let main = unhex("10400000 7f060000 05000000 7f060000");
+    let wal = Wal::new().heap(&[7]).heap(&[9, 3]).add(rmgr::DBASE, 0x00, 0, &[], &main).heap(&[1]);
+    let mut ingest = ingest(&target);
+    ingest.feed(&wal.bytes);
+    assert!(matches!(ingest.run().unwrap(), Step::Rare(_)));
+    assert_eq!(ingest.growth(), Growth { lsn: wal.ends[1], bytes: 5 * 8192 }, "from 5 to 8, from 8 to 10");
+    ingest.forget_rel(VM).unwrap();
+    ingest.set_rel_size(REL, 4).unwrap();
+    assert_eq!(ingest.run().unwrap(), Step::NeedInput);
+    let bytes = (5 - 6 - 2) * 8192;
+    assert_eq!(ingest.growth(), Growth { lsn: wal.ends[3], bytes }, "a fork that nobody asked for has its stored size");
+}
+
+#[test]
 fn a_relation_is_copied_block_by_block() {
     let target = stock(15);
     target.add_rel(REL, 600);
@@ -471,7 +489,9 @@ fn a_relation_is_copied_block_by_block() {
     let copy = RelTag { dbnode: 0x4010, ..REL };
     ingest.copy_relation(REL, copy, 600).unwrap();
     ingest.set_rel_size(copy, 600).unwrap();
+    assert_eq!(ingest.growth(), Growth { lsn: Lsn(16), bytes: 0 }, "not committed yet");
     ingest.run().unwrap();
+    assert_eq!(ingest.growth(), Growth { lsn: wal.ends[0], bytes: 600 * 8192 });
     for block in 0..600 {
         let want = (wal.ends[0], Value::Image(vec![block as u8; BLCKSZ].into()));
         assert_eq!(target.history(Key::rel_block(copy, block)), [want]);
@@ -581,6 +601,9 @@ fn the_recorded_segment_leaves_the_state_of_the_specification() {
     assert_eq!(clog.len(), 4);
     assert_eq!(clog[0], (Lsn(0x14C_58F8), Value::Record(commit)));
     let rel = |relnode, forknum| RelTag { spcnode: 1663, dbnode: 5, relnode, forknum };
+    let rels = target.state().rels.clone();
+    let total: u32 = rels.iter().map(|rel| target.size(*rel).unwrap()).sum();
+    assert_eq!(ingest.growth().bytes, (i64::from(total) - 2_720) * 8192);
     let sizes = [(16_396, 0), (16_396, FSM_FORK), (16_397, 0), (16_399, 0), (1249, 0)];
     assert_eq!(sizes.map(|(relnode, fork)| target.size(rel(relnode, fork)).unwrap()), [1189, 3, 1, 1, 57]);
 }

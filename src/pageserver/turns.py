@@ -1,7 +1,7 @@
-"""The queue of lazy attaches (tenants.md 6.2): a few at a time, and at once whom somebody asks for.
+"""Work in the background takes turns: a few at a time, and at once what somebody asks for (tenants.md 6.2).
 
-Invariant: an attach that came by a permit gives it back when it ends, however it ends; one that was asked for holds
-none, so that no number of idle tenants stands before a client.
+Invariant: work that came by a permit gives it back when it ends, however it ends; what was asked for holds none, so
+that no amount of work in the background stands before a client.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class WarmupQueue:
-    """One for the process. `concurrency` attaches run at once, not counting those that are asked for."""
+class TurnQueue:
+    """One for the process and one kind of work, of which `concurrency` run at once, besides what is asked for."""
 
     def __init__(self, concurrency: int) -> None:
         self._permits = asyncio.Semaphore(concurrency)
@@ -31,8 +31,8 @@ class WarmupQueue:
         """Return whether a permit is held now."""
         if wanted.is_set():
             return False
-        permit = asyncio.create_task(self._permits.acquire(), name="warm-up permit")
-        asked = asyncio.create_task(wanted.wait(), name="activate now")
+        permit = asyncio.create_task(self._permits.acquire(), name="permit")
+        asked = asyncio.create_task(wanted.wait(), name="wanted now")
         try:
             await asyncio.wait((permit, asked), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
