@@ -72,6 +72,10 @@ impl IngestTarget for Target {
         either!(self, target => IngestTarget::rel_size(target.as_ref(), rel, lsn))
     }
 
+    fn forget_uncommitted(&self) {
+        either!(self, target => IngestTarget::forget_uncommitted(target.as_ref()));
+    }
+
     fn put(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         either!(self, target => IngestTarget::put(target.as_ref(), batch))
     }

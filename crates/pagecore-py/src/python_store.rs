@@ -135,6 +135,9 @@ impl IngestTarget for PythonTarget {
         })
     }
 
+    /// Each value is an object of its own there, and is replaced when its record comes again.
+    fn forget_uncommitted(&self) {}
+
     fn put(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         self.call(|object| object.call_method1("put_values", (values_of(object.py(), batch)?,)).map(|_| ()))
     }

@@ -80,6 +80,8 @@ impl IngestTarget for Forgetful {
         Ok(Self::lock(&self.sizes).get(&rel).copied())
     }
 
+    fn forget_uncommitted(&self) {}
+
     fn put(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         *Self::lock(&self.bytes) += batch.raw.len() as u64;
         Ok(())

@@ -21,7 +21,7 @@ const MEMBERS_PER_PAGE: u32 = 1_636;
 const XLOG_NEXTOID: u8 = 0x30;
 
 /// Gaps are stored in pieces of so many blocks, so that a wide one does not fill memory with entries.
-const GAP_ENTRIES_MAX: usize = 1 << 16;
+const GAP_ENTRIES_MAX: usize = if cfg!(test) { 1 << 12 } else { 1 << 16 };
 
 /// How the blocks of a record lie to the sizes of their forks.
 pub(super) enum Sizes {

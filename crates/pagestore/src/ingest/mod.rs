@@ -10,6 +10,8 @@
 //! - LSNs never go backwards; all values of a key are stored in ascending LSN order.
 //! - `last_record_lsn` passes through the end of every record, after the values of that record are stored.
 //! - When a rare record is handed out, everything before it is committed: the store shows the state it applies to.
+//! - What a record has stored early, since it is large, is read by itself only, and from memory: after a failure in its
+//!   middle the record comes again, and must find the state before it.
 //! - After an error nothing more is taken: skipping a record would corrupt data silently.
 
 mod apply;
@@ -124,6 +126,7 @@ pub struct IngestSettings {
 
 impl<T: IngestTarget> WalIngest<T> {
     pub fn new(target: Arc<T>, settings: IngestSettings) -> Result<WalIngest<T>, IngestError> {
+        target.forget_uncommitted();
         let interpreter = Interpreter { major: target.major(), flavour: target.flavour(), shard: target.shard() };
         Ok(WalIngest {
             framer: WalFramer::new(interpreter.major, settings.start_lsn, settings.checks)?,
@@ -290,10 +293,7 @@ impl<T: IngestTarget> WalIngest<T> {
         if let Some(image) = self.writer.modification.get_metadata(&key) {
             return Ok(Some(Bytes::copy_from_slice(image)));
         }
-        // Values of this record may have been stored early, above the last record that is readable for others.
-        let committed = self.writer.target.last_record_lsn();
-        let lsn = self.pending.as_ref().map_or(committed, |pending| pending.lsn.max(committed));
-        Ok(self.writer.target.get(key, lsn)?)
+        Ok(self.writer.target.get(key, self.writer.target.last_record_lsn())?)
     }
 
     /// Writes an image.
@@ -501,8 +501,7 @@ impl<T: IngestTarget> Writer<T> {
         }
         self.note_sizes();
         self.target.commit(&self.modification.batch, &self.modification.lsns)?;
-        self.modification.values_stored();
-        self.modification.lsns.clear();
+        self.modification.committed();
         let grown = std::mem::take(&mut self.modification.growth_blocks);
         self.growth = Growth { lsn: self.lsn, bytes: self.growth.bytes + grown * BLCKSZ as i64 };
         for dropped in self.modification.dropped.drain(..) {
@@ -524,7 +523,7 @@ impl<T: IngestTarget> Writer<T> {
     fn store_values(&mut self) -> Result<(), IngestError> {
         self.note_sizes();
         self.target.put(&self.modification.batch)?;
-        self.modification.values_stored();
+        self.modification.stored_early();
         Ok(())
     }
 

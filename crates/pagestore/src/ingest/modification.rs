@@ -48,6 +48,8 @@ pub(super) struct Modification {
     pub lsns: Vec<Lsn>,
     /// Entry of the last uncommitted value of each key that is no data block and was written by `put_metadata`.
     uncommitted: HashMap<Key, u32, QuickHash>,
+    /// Images of such keys that went to the target before the commit.
+    early: HashMap<Key, Vec<u8>, QuickHash>,
     /// Forks whose existence has been asked for; none: does not exist.
     sizes: HashMap<RelTag, Option<RelSize>, QuickHash>,
     /// Segments asked for, in the same way.
@@ -73,6 +75,7 @@ impl Modification {
             batch: WriteBatch::default(),
             lsns: Vec::new(),
             uncommitted: HashMap::default(),
+            early: HashMap::default(),
             sizes: HashMap::default(),
             slru_sizes: HashMap::default(),
             last_rel: None,
@@ -89,8 +92,26 @@ impl Modification {
         self.batch.is_empty() && self.lsns.is_empty()
     }
 
-    /// Forgets the values, which are stored now, but not the sizes.
-    pub fn values_stored(&mut self) {
+    /// Forgets what is committed now, but not the sizes.
+    pub fn committed(&mut self) {
+        self.forget_values();
+        self.early.clear();
+        self.lsns.clear();
+    }
+
+    /// Forgets the values, which are stored now, but for those that `get_metadata` is asked for.
+    pub fn stored_early(&mut self) {
+        let mut early = std::mem::take(&mut self.early);
+        for key in self.uncommitted.keys() {
+            if let Some(image) = self.batch_image(key) {
+                early.insert(*key, image.to_vec());
+            }
+        }
+        self.early = early;
+        self.forget_values();
+    }
+
+    fn forget_values(&mut self) {
         self.batch.clear();
         self.uncommitted.clear();
         self.resized.clear();
@@ -157,6 +178,10 @@ impl Modification {
 
     /// The last uncommitted image of a key that is no data block.
     pub fn get_metadata(&self, key: &Key) -> Option<&[u8]> {
+        self.batch_image(key).or_else(|| self.early.get(key).map(Vec::as_slice))
+    }
+
+    fn batch_image(&self, key: &Key) -> Option<&[u8]> {
         let entry = self.batch.entries.get(*self.uncommitted.get(key)? as usize)?;
         let value = self.batch.raw.get(entry.offset as usize..(entry.offset + entry.len) as usize)?;
         value.get(IMAGE_HEADER_LEN..)

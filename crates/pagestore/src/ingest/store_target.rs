@@ -44,6 +44,16 @@ impl IngestTarget for TimelineStore {
         TimelineStore::rel_size(self, rel, lsn)
     }
 
+    fn forget_uncommitted(&self) {
+        let writer = self.writer();
+        let last = TimelineStore::last_record_lsn(self);
+        if let Some(open) = self.map().open.as_ref().filter(|open| open.max_lsn() > last) {
+            open.forget_above(last);
+            self.rel_size_cache().clear();
+        }
+        drop(writer);
+    }
+
     fn put(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         self.put_batch(batch)
     }

@@ -24,6 +24,8 @@ pub trait IngestTarget {
     fn get_pages(&self, keys: &[Key], lsn: Lsn) -> Vec<Result<Bytes, StoreError>>;
     /// None if the directories do not know the fork.
     fn rel_size(&self, rel: RelTag, lsn: Lsn) -> Result<Option<u32>, StoreError>;
+    /// Removes what an earlier ingest stored and did not commit, since it failed in between: the same WAL comes again.
+    fn forget_uncommitted(&self);
     /// Stores values in the open layer without making them readable.
     fn put(&self, batch: &WriteBatch) -> Result<(), StoreError>;
     /// Stores values and moves `last_record_lsn` through the ends of records, one by one, so that the one before the

@@ -20,6 +20,8 @@ struct State {
     last: Lsn,
     prev: Lsn,
     noted: BTreeMap<RelTag, (Lsn, u32)>,
+    /// Number of the `put`, or `commit`, that fails, counted down.
+    failing: Option<u32>,
 }
 
 struct Dictionary {
@@ -118,8 +120,19 @@ impl IngestTarget for Dictionary {
         Ok(self.get(Key::rel_size(rel), lsn)?.map(|b| u32::from_le_bytes(b[..4].try_into().unwrap())))
     }
 
+    fn forget_uncommitted(&self) {
+        let mut state = self.state();
+        let last = state.last;
+        state.values.values_mut().for_each(|versions| versions.retain(|lsn, _| *lsn <= last));
+    }
+
     fn put(&self, batch: &WriteBatch) -> Result<(), StoreError> {
         let mut state = self.state();
+        match state.failing {
+            Some(0) => return Err(StoreError::Invalid("no room".to_string())),
+            Some(n) => state.failing = Some(n - 1),
+            None => {}
+        }
         for entry in &batch.entries {
             let value = batch.raw[entry.offset as usize..(entry.offset + entry.len) as usize].to_vec();
             assert_eq!(pagecore::value::encoded_will_init(&value), entry.will_init, "{}", entry.key);
@@ -608,5 +621,7 @@ fn the_recorded_segment_leaves_the_state_of_the_specification() {
     assert_eq!(sizes.map(|(relnode, fork)| target.size(rel(relnode, fork)).unwrap()), [1189, 3, 1, 1, 57]);
 }
 
+#[path = "again_tests.rs"]
+mod again;
 #[path = "slru_tests.rs"]
 mod slru;
