@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 import zstandard
 
 from pageserver import _core
-from pageserver.errors import CorruptDataError, InternalError, RequestError
+from pageserver.errors import CorruptDataError, InternalError, RequestError, UnavailableError
 from pageserver.ids import ShardIdentity
 from pageserver.keyspace.directories import (
     decode_relation_directory,
@@ -20,7 +21,7 @@ from pageserver.keyspace.directories import (
     encode_size,
 )
 from pageserver.keyspace.key import VM_FORK, Key, RelTag, SlruKind
-from pageserver.keyspace.snapshot import Snapshot
+from pageserver.keyspace.snapshot import RelationDirectoryState, RelationDirectoryStatus, Snapshot
 from pageserver.lsn import Lsn
 from pageserver.wal.apply import RecordApplier
 from pageserver.wal.ingest import WalApplier
@@ -179,6 +180,63 @@ def test_clears_of_map_pages_that_do_not_exist_are_told_and_passed_over(tmp_path
     told = [entry for entry in logs if entry["event"].startswith("visibility bits of pages that do not exist")]
     assert [(entry["log_level"], entry["count"]) for entry in told] == [("error", 6)]
     assert applier.lsn > 0x14C7F68
+
+
+class _FailsAfterCreation:
+    """A `WalIngest` that cannot commit the first relation that was made."""
+
+    def __init__(self, ingest: Any) -> None:
+        self._ingest = ingest
+        self._has_created = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ingest, name)
+
+    def run(self) -> Any:
+        if self._has_created:
+            raise UnavailableError("the disk is full")
+        found = self._ingest.run()
+        self._has_created = not isinstance(found, str) and found.kind == "RelationCreate"
+        return found
+
+
+def test_a_migration_that_was_not_committed_has_not_begun(tmp_path: Path, wal: bytes) -> None:
+    """Goal: the copy of all relations that begins it is never missing. Method: the record that makes it fails once, and
+    comes again.
+    """
+    store = make_store(tmp_path)
+    checkpoint = import_archive(store)
+    started: list[Lsn] = []
+
+    def make_applier() -> WalApplier:
+        return WalApplier(
+            store,
+            start=Lsn(store.last_record_lsn).normalised(),
+            checkpoint=checkpoint,
+            system_identifier=None,
+            check_prev=False,
+            consistent_from=Lsn(START),
+            backup_start=None,
+            checkpoint_distance=1 << 40,
+            pg_version=15,
+            flavour=Flavour.NEON,
+            start_migration=started.append,
+        )
+
+    failing = make_applier()
+    failing._ingest = _FailsAfterCreation(failing._ingest)  # type: ignore[assignment]
+    with pytest.raises(UnavailableError):
+        failing.take(wal)
+    assert started == []
+    last = Lsn(store.last_record_lsn)
+    make_applier().take(wal[last - START :])
+    (at,) = started
+    assert last < at
+    state = RelationDirectoryState(RelationDirectoryStatus.MIGRATED, at)
+    first_form = Snapshot(store, Lsn(store.last_record_lsn), 15)
+    second_form = Snapshot(store, Lsn(store.last_record_lsn), 15, relation_directory=state)
+    for database in first_form.databases():
+        assert second_form.relations(*database) == first_form.relations(*database)
 
 
 def test_damaged_wal_raises_and_ends_ingest(tmp_path: Path, wal: bytes) -> None:

@@ -74,13 +74,15 @@ class WalApplier:
             tolerant_until=MAX_LSN if consistent_from is None else consistent_from,
             checkpoint_distance=checkpoint_distance,
         )
+        self._migration_started: Lsn | None = None
+        self._start_migration = start_migration
         self._applier = RecordApplier(
             self._ingest,
             pg_version=pg_version,
             flavour=flavour.value,
             identity=ShardIdentity.unsharded(),
             relation_directory=relation_directory,
-            start_migration=start_migration,
+            start_migration=None if start_migration is None else self._note_migration,
             is_migration_wanted=is_migration_wanted,
         )
         self._backup_start = backup_start
@@ -110,11 +112,23 @@ class WalApplier:
                 found = self._ingest.run()
             finally:
                 self._tell_growth()
+            self._tell_migration()
             if isinstance(found, str):
                 self._report_ignored_vm_clears()
                 return IngestStep.ROLL if found == "roll" else IngestStep.DONE
             self._note_backup_end(found)
             self._applier.apply(found)
+
+    def _note_migration(self, lsn: Lsn) -> None:
+        self._migration_started = lsn
+
+    def _tell_migration(self) -> None:
+        """Tell that both forms of relation directory are written, now that the record which began it is committed: had
+        it failed, the copy of the first form would be missing in the second.
+        """
+        lsn, self._migration_started = self._migration_started, None
+        if lsn is not None and self._start_migration is not None:
+            self._start_migration(lsn)
 
     def _tell_growth(self) -> None:
         lsn, grown_bytes = self._ingest.growth
