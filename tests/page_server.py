@@ -70,9 +70,22 @@ class PageServerProcess:
         """Send a signal and wait for the end. Returns the exit code."""
         assert self._process is not None, "it does not run"
         self._process.send_signal(number)
-        code = self._process.wait(timeout_seconds)
+        try:
+            code = self._process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(
+                f"{number.name} did not end it within {timeout_seconds:g} s\n{self._threads()}\n{self.log_end()}"
+            ) from error
         self._process = None
         return code
+
+    def _threads(self) -> str:
+        """Return what the kernel says of each thread: name, state, what it waits for."""
+        lines = []
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
+            lines.append(f"{status['Name']}: {status['State']}, {(task / 'wchan').read_text()}")
+        return "\n".join(lines)
 
     def restart(self, *, more: dict[str, str] | None = None) -> None:
         """Stop orderly and start again."""

@@ -340,11 +340,12 @@ class _Server:
             deletions.start()
             await manager.load_from_disk()
             startup.generations_known()
+            # Before the first answer: who has seen one may tell this server to stop.
+            self._install_signals()
             async with self._serve_http(context, http_socket):
                 with naming("listen_pg_addr", settings.listen_pg_addr):
                     await pages.start(manager)
                 startup.ready()
-                self._install_signals()
                 self._log.info("ready", http=settings.listen_http_addr, pg=settings.listen_pg_addr)
                 async with _running(scrapes.run(), name="metrics collection"):
                     await self._stop.wait()
