@@ -26,6 +26,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pageserver.lsn import WAL_SEGMENT_SIZE, Lsn
+from pageserver.wal.primary_connect import LoginError, log_in
 from pageserver.wal.source_errors import (
     RESYNC_HINT,
     MajorVersionError,
@@ -138,15 +139,13 @@ class PrimaryConnection:
             replication="true",
             dbname="replication",  # ignored by the server, and what a passfile calls replication connections
             application_name=application_name,
-            connect_timeout=str(max(2, round(timeout_seconds))),
             client_encoding="UTF8",
         )
         parameters.setdefault("tcp_user_timeout", str(_TCP_USER_TIMEOUT_MS))
-        pgconn = pq.PGconn.connect(make_conninfo("", **parameters).encode())
-        if pgconn.status != pq.ConnStatus.OK:
-            message = _clean(pgconn.error_message)
-            pgconn.finish()
-            raise _explain_refused_login(conninfo, message, timeout_seconds=timeout_seconds)
+        try:
+            pgconn = log_in(parameters, timeout_seconds=timeout_seconds)
+        except LoginError as error:
+            raise _explain_refused_login(conninfo, error, timeout_seconds=timeout_seconds) from None
         pgconn.nonblocking = 1
         return cls(pgconn)
 
@@ -403,18 +402,21 @@ def _slot_name(name: str) -> str:
 
 
 def _explain_refused_login(
-    conninfo: str, message: str, *, timeout_seconds: float
+    conninfo: str, error: LoginError, *, timeout_seconds: float
 ) -> SourceRefusedError | SourceUnavailableError:
     """Find out over an ordinary connection why a replication login failed (spec stock.md 1.1)."""
-    parameters = conninfo_to_dict(conninfo)
+    message = str(error)
+    if error.is_silent:
+        return SourceUnavailableError(f"cannot connect to the primary: {message}")
+    parameters = _parse_conninfo(conninfo)
     parameters.setdefault("dbname", "postgres")
-    parameters["connect_timeout"] = str(max(2, round(timeout_seconds)))
-    pgconn = pq.PGconn.connect(make_conninfo("", **parameters).encode())
     try:
-        if pgconn.status != pq.ConnStatus.OK:
-            needs_password = "no password supplied" in message or "password authentication failed" in message
-            hint = "PGPASSFILE or ~/.pgpass of the page server's user, not of pagectl's" if needs_password else None
-            return SourceUnavailableError(f"cannot connect to the primary: {message}", hint=hint)
+        pgconn = log_in(parameters, timeout_seconds=timeout_seconds)
+    except LoginError:
+        needs_password = "no password supplied" in message or "password authentication failed" in message
+        hint = "PGPASSFILE or ~/.pgpass of the page server's user, not of pagectl's" if needs_password else None
+        return SourceUnavailableError(f"cannot connect to the primary: {message}", hint=hint)
+    try:
         result = pgconn.exec_(
             b"SELECT current_setting('wal_level'), current_setting('max_wal_senders'), "
             b"rolreplication OR rolsuper, rolname FROM pg_roles WHERE rolname = current_user"
