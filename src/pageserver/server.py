@@ -18,6 +18,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ LOCAL_STORE_DIRECTORY = "local-storage"
 EXIT_START_FAILED = 1
 EXIT_IMMEDIATE = 111
 _BACKLOG = 2048
+_BLOCKING_THREADS = 256
+"""For work that waits for disks, primaries and stores; made when they are needed. The library's few would be used up by
+as many primaries that do not answer, and nothing else would go on.
+"""
 _STAGE_WARN_SECONDS = 5.0
 _DELETION_FLUSH_SECONDS = 5.0
 
@@ -228,6 +233,7 @@ class _Server:
 
     async def run(self) -> None:
         config, settings, clock = self._config, self._config.settings, SystemClock()
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_BLOCKING_THREADS, "blocking"))
         counts = ServerCounts()
         startup = StartupTimes(clock, counts)
         with naming("listen_http_addr", settings.listen_http_addr):
