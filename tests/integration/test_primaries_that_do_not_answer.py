@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -90,3 +91,18 @@ def test_a_silent_server_is_given_up_after_its_time() -> None:
         with pytest.raises(LoginError, match=f"port {port} failed: timeout expired") as raised:
             log_in({"host": "127.0.0.1", "port": str(port), "user": "postgres"}, timeout_seconds=0.2)
     assert raised.value.is_silent
+
+
+def test_waiting_for_a_silent_server_ends_when_nobody_waits_any_more() -> None:
+    """Goal: a server that stops does not wait for its primaries. Method: give up while a thread connects."""
+    given_up = threading.Event()
+    with socket.socket() as silent, ThreadPoolExecutor(1) as pool:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        host = {"host": "127.0.0.1,127.0.0.1", "port": str(silent.getsockname()[1]), "user": "postgres"}
+        waiting = pool.submit(log_in, host, timeout_seconds=600, given_up=given_up)
+        connection, _ = silent.accept()
+        given_up.set()
+        with pytest.raises(LoginError, match="given up"):
+            waiting.result(60)
+        connection.close()

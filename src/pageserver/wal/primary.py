@@ -128,8 +128,15 @@ class PrimaryConnection:
         self._busy = threading.Lock()
 
     @classmethod
-    def connect(cls, conninfo: str, *, application_name: str, timeout_seconds: float = 10.0) -> PrimaryConnection:
-        """Log in with `replication=true`.
+    def connect(
+        cls,
+        conninfo: str,
+        *,
+        application_name: str,
+        timeout_seconds: float = 10.0,
+        given_up: threading.Event | None = None,
+    ) -> PrimaryConnection:
+        """Log in with `replication=true`, unless nobody waits for it any more.
 
         Raises: SourceSettingError, SourceRefusedError (the server is there but does not let us replicate);
         SourceUnavailableError (not reachable now, or the login failed for a reason that may pass).
@@ -143,7 +150,7 @@ class PrimaryConnection:
         )
         parameters.setdefault("tcp_user_timeout", str(_TCP_USER_TIMEOUT_MS))
         try:
-            pgconn = log_in(parameters, timeout_seconds=timeout_seconds)
+            pgconn = log_in(parameters, timeout_seconds=timeout_seconds, given_up=given_up)
         except LoginError as error:
             raise _explain_refused_login(conninfo, error, timeout_seconds=timeout_seconds) from None
         pgconn.nonblocking = 1

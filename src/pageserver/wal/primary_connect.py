@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -19,6 +20,8 @@ from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 _PER_HOST: Final = ("host", "hostaddr", "port")
+_STEP_SECONDS: Final = 0.2
+"""So late is it noticed that nobody waits any more."""
 
 
 class LoginError(Exception):
@@ -29,16 +32,23 @@ class LoginError(Exception):
         self.is_silent = is_silent
 
 
-def log_in(parameters: Mapping[str, str], *, timeout_seconds: float) -> pq.abc.PGconn:
-    """Connect (blocking) and return the connection; each address has `timeout_seconds`. Raises LoginError."""
+def log_in(
+    parameters: Mapping[str, str], *, timeout_seconds: float, given_up: threading.Event | None = None
+) -> pq.abc.PGconn:
+    """Connect (blocking) and return the connection; each address has `timeout_seconds`. Once `given_up` is set, nobody
+    waits for it any more. Raises LoginError.
+    """
     failures: list[str] = []
     is_silent = False
+    given_up = given_up or threading.Event()
     for attempt in _attempts(parameters, failures):
         try:
-            return _log_in_at(attempt, time.monotonic() + timeout_seconds)
+            return _log_in_at(attempt, time.monotonic() + timeout_seconds, given_up)
         except LoginError as error:
             failures.append(str(error))
             is_silent |= error.is_silent
+            if given_up.is_set():
+                break
     raise LoginError(" ".join(failures), is_silent=is_silent)
 
 
@@ -64,7 +74,7 @@ def _attempts(parameters: Mapping[str, str], failures: list[str]) -> Iterator[Ma
             yield {**parameters, **one, "hostaddr": address}
 
 
-def _log_in_at(parameters: Mapping[str, str], deadline: float) -> pq.abc.PGconn:
+def _log_in_at(parameters: Mapping[str, str], deadline: float, given_up: threading.Event) -> pq.abc.PGconn:
     pgconn = pq.PGconn.connect_start(make_conninfo("", **parameters).encode())
     try:
         while pgconn.status != pq.ConnStatus.BAD:
@@ -73,7 +83,7 @@ def _log_in_at(parameters: Mapping[str, str], deadline: float) -> pq.abc.PGconn:
                 return pgconn
             if polled == pq.PollingStatus.FAILED:
                 break
-            _wait(pgconn, select.POLLIN if polled == pq.PollingStatus.READING else select.POLLOUT, deadline)
+            _wait(pgconn, select.POLLIN if polled == pq.PollingStatus.READING else select.POLLOUT, deadline, given_up)
         raise LoginError(_text(pgconn.error_message), is_silent=False)
     except PsycopgError as error:
         pgconn.finish()
@@ -83,13 +93,16 @@ def _log_in_at(parameters: Mapping[str, str], deadline: float) -> pq.abc.PGconn:
         raise
 
 
-def _wait(pgconn: pq.abc.PGconn, events: int, deadline: float) -> None:
+def _wait(pgconn: pq.abc.PGconn, events: int, deadline: float, given_up: threading.Event) -> None:
     """Wait until the connection can go on. Raises LoginError."""
     poll = select.poll()
     poll.register(pgconn.socket, events)
-    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        where = f'"{pgconn.host.decode()}", port {pgconn.port.decode()}'
-        raise LoginError(f"connection to server at {where} failed: timeout expired", is_silent=True)
+    while not poll.poll(min(_STEP_SECONDS, max(0.0, deadline - time.monotonic())) * 1000):
+        is_given_up = given_up.is_set()
+        if is_given_up or time.monotonic() >= deadline:
+            where = f'"{pgconn.host.decode()}", port {pgconn.port.decode()}'
+            why = "given up" if is_given_up else "timeout expired"
+            raise LoginError(f"connection to server at {where} failed: {why}", is_silent=True)
 
 
 def _text(message: bytes) -> str:

@@ -185,14 +185,19 @@ class PrimaryImport:
 
     async def _copy(self) -> TakenBackup:
         opened: list[PrimaryConnection] = []
+        given_up = threading.Event()
 
         def copy() -> TakenBackup:
             connection = PrimaryConnection.connect(
                 self._conninfo,
                 application_name=self._application_name,
                 timeout_seconds=self._connect_timeout_seconds,
+                given_up=given_up,
             )
             opened.append(connection)
+            if given_up.is_set():
+                # Who gave it up did not find the connection yet, and would wait for the whole copy.
+                connection.close()
             facts = connection.read_facts()
             expected = self._source.system_identifier
             if expected is not None and facts.identity.system_identifier != expected:
@@ -208,6 +213,7 @@ class PrimaryImport:
             )
 
         def close() -> None:
+            given_up.set()
             for connection in opened:
                 connection.close()
 

@@ -18,6 +18,7 @@ Source: spec wal-receiver.md 4.3, 5.4, 10; wal.md 1.6, 1.7; stock.md 1.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -283,6 +284,7 @@ class WalReceiver:
         conninfo = self._source.connection
         assert conninfo is not None, "a receiver needs a primary"
         opened: list[PrimaryConnection] = []
+        given_up = threading.Event()
 
         def connect() -> PrimaryConnection:
             opened.append(
@@ -290,12 +292,13 @@ class WalReceiver:
                     conninfo,
                     application_name=self._application_name,
                     timeout_seconds=self._connect_timeout_seconds,
+                    given_up=given_up,
                 )
             )
             return opened[0]
 
         try:
-            return await run_blocking(connect)
+            return await run_blocking(connect, interrupt=given_up.set)
         except asyncio.CancelledError:
             for connection in opened:
                 connection.close()
