@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,24 @@ def test_the_segment_leaves_the_specified_state(tmp_path: Path, wal: bytes) -> N
     assert len(page) == 8192 and any(page)
 
 
+def make_applier(
+    store: _core.TimelineStore, checkpoint: bytes, start_migration: Callable[[Lsn], None] | None = None
+) -> WalApplier:
+    return WalApplier(
+        store,
+        start=Lsn(store.last_record_lsn).normalised(),
+        checkpoint=checkpoint,
+        system_identifier=None,
+        check_prev=False,
+        consistent_from=START,
+        backup_start=None,
+        checkpoint_distance=1 << 40,
+        pg_version=15,
+        flavour=Flavour.NEON,
+        start_migration=start_migration,
+    )
+
+
 def test_clears_of_map_pages_that_do_not_exist_are_told_and_passed_over(tmp_path: Path, wal: bytes) -> None:
     """Goal: wal.md checklist 34. Method: take the visibility maps of the archive away, then ingest the segment."""
     store = make_store(tmp_path)
@@ -163,18 +182,7 @@ def test_clears_of_map_pages_that_do_not_exist_are_told_and_passed_over(tmp_path
     directory = Key.relation_directory(1663, 5)
     main = {fork for fork in decode_relation_directory(store.get(bytes(directory), START)) if fork[1] != VM_FORK}
     store.put_images(START, [(bytes(directory), encode_relation_directory(main))])
-    applier = WalApplier(
-        store,
-        start=Lsn(START),
-        checkpoint=checkpoint,
-        system_identifier=None,
-        check_prev=False,
-        consistent_from=Lsn(START),
-        backup_start=None,
-        checkpoint_distance=1 << 40,
-        pg_version=15,
-        flavour=Flavour.NEON,
-    )
+    applier = make_applier(store, checkpoint)
     with structlog.testing.capture_logs() as logs:
         applier.take(wal[: 2 << 20])
     told = [entry for entry in logs if entry["event"].startswith("visibility bits of pages that do not exist")]
@@ -208,28 +216,13 @@ def test_a_migration_that_was_not_committed_has_not_begun(tmp_path: Path, wal: b
     checkpoint = import_archive(store)
     started: list[Lsn] = []
 
-    def make_applier() -> WalApplier:
-        return WalApplier(
-            store,
-            start=Lsn(store.last_record_lsn).normalised(),
-            checkpoint=checkpoint,
-            system_identifier=None,
-            check_prev=False,
-            consistent_from=Lsn(START),
-            backup_start=None,
-            checkpoint_distance=1 << 40,
-            pg_version=15,
-            flavour=Flavour.NEON,
-            start_migration=started.append,
-        )
-
-    failing = make_applier()
+    failing = make_applier(store, checkpoint, started.append)
     failing._ingest = _FailsAfterCreation(failing._ingest)  # type: ignore[assignment]
     with pytest.raises(UnavailableError):
         failing.take(wal)
     assert started == []
     last = Lsn(store.last_record_lsn)
-    make_applier().take(wal[last - START :])
+    make_applier(store, checkpoint, started.append).take(wal[last - START :])
     (at,) = started
     assert last < at
     state = RelationDirectoryState(RelationDirectoryStatus.MIGRATED, at)

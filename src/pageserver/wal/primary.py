@@ -454,9 +454,5 @@ def _explain_refused_login(
     return SourceUnavailableError(f"cannot connect to the primary for replication: {message}")
 
 
-def _clean(message: bytes) -> str:
-    return " ".join(message.decode("utf-8", "replace").split())
-
-
 def _clean_text(error: Exception) -> str:
     return " ".join(str(error).split())
