@@ -356,6 +356,11 @@ class WalIngest:
         Raises: CorruptDataError (the WAL is wrong), StoppedError, errors of the store.
         """
 
+    def abandon(self) -> None:
+        """End in the middle of a record that cannot be applied, and remove what it has stored: the open layer can be
+        frozen, and the record may come again, to another ``WalIngest``.
+        """
+
     def commit(self) -> None:
         """Make what was applied readable and advance ``last_record_lsn``. ``run`` does it often enough by itself."""
 

@@ -148,6 +148,7 @@ def take_all(timeline: Followed, server: PostgresServer) -> tuple[int, int]:
                     step = applier.go_on()
         except UnavailableError:
             failures += 1
+            timeline.flush()  # what a timeline does that stops, or that is resynchronised
         except CorruptDataError:
             assert timeline.last_record_lsn >= end, "behind the last record there may be anything"
     return failures, sum(grown)

@@ -264,6 +264,10 @@ impl WalIngest {
         }
     }
 
+    fn abandon(&self, py: Python<'_>) {
+        self.with(py, |core| core.abandon());
+    }
+
     fn commit(&self, py: Python<'_>) -> PyResult<()> {
         self.try_with(py, |core| core.commit())
     }

@@ -107,17 +107,24 @@ class WalApplier:
 
     def go_on(self) -> IngestStep:
         """Take what is complete."""
-        while True:
-            try:
-                found = self._ingest.run()
-            finally:
-                self._tell_growth()
-            self._tell_migration()
-            if isinstance(found, str):
-                self._report_ignored_vm_clears()
-                return IngestStep.ROLL if found == "roll" else IngestStep.DONE
-            self._note_backup_end(found)
-            self._applier.apply(found)
+        try:
+            while isinstance(found := self._run(), _core.RareRecord):
+                self._note_backup_end(found)
+                self._applier.apply(found)
+        except BaseException:
+            self._ingest.abandon()
+            raise
+        self._report_ignored_vm_clears()
+        return IngestStep.ROLL if found == "roll" else IngestStep.DONE
+
+    def _run(self) -> _core.RareRecord | str:
+        """Take records up to one that is ours to apply, and tell what was committed."""
+        try:
+            found = self._ingest.run()
+        finally:
+            self._tell_growth()
+        self._tell_migration()
+        return found
 
     def _note_migration(self, lsn: Lsn) -> None:
         self._migration_started = lsn

@@ -109,6 +109,7 @@ pub struct WalIngest<T: IngestTarget> {
     pending: Option<Pending>,
     checkpoint_distance: u64,
     is_broken: bool,
+    is_abandoned: bool,
 }
 
 /// What is fixed when ingest begins.
@@ -147,6 +148,7 @@ impl<T: IngestTarget> WalIngest<T> {
             pending: None,
             checkpoint_distance: settings.checkpoint_distance,
             is_broken: false,
+            is_abandoned: false,
         })
     }
 
@@ -165,6 +167,16 @@ impl<T: IngestTarget> WalIngest<T> {
         let result = self.run_on();
         self.is_broken = result.is_err();
         result
+    }
+
+    /// Ends ingest in the middle of a record that cannot be applied: what it has stored is removed, so that the layer can
+    /// be frozen, and the record come again.
+    pub fn abandon(&mut self) {
+        if !self.is_abandoned {
+            self.is_broken = true;
+            self.is_abandoned = true;
+            self.writer.target.forget_uncommitted();
+        }
     }
 
     fn run_on(&mut self) -> Result<Step, IngestError> {

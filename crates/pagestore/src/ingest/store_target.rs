@@ -5,6 +5,7 @@ use pagecore::key::{FSM_FORK, VM_FORK};
 use pagecore::{Flavour, Key, Lsn, RelTag, ShardIdentity};
 
 use super::{IngestTarget, OpenLayerExtent};
+use crate::layer_map::LayerMap;
 use crate::{StoreError, TimelineStore, WriteBatch};
 
 impl IngestTarget for TimelineStore {
@@ -50,6 +51,10 @@ impl IngestTarget for TimelineStore {
         if let Some(open) = self.map().open.as_ref().filter(|open| open.max_lsn() > last) {
             open.forget_above(last);
             self.rel_size_cache().clear();
+            if open.is_empty() {
+                // A layer that holds nothing has no end. The change itself cannot fail.
+                let _ = self.change_map(|map| Ok((LayerMap { open: None, ..map.clone() }, ())));
+            }
         }
         drop(writer);
     }
