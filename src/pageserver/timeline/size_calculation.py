@@ -24,7 +24,6 @@ from typing import Any, Final
 from pageserver.clock import Clock
 from pageserver.counts import SizeCalculations
 from pageserver.errors import PageServerError, StoppedError
-from pageserver.failpoints import Failpoints
 from pageserver.lsn import Lsn
 from pageserver.remote.backoff import pause_unless
 from pageserver.timeline.logical_size import CurrentLogicalSize
@@ -52,7 +51,6 @@ class SizeCalculation:
         note_seconds: Callable[[float], None],
         clock: Clock,
         log: Any,
-        failpoints: Failpoints,
     ) -> None:
         self._size = size
         self._compute = compute
@@ -62,7 +60,6 @@ class SizeCalculation:
         self._note_seconds = note_seconds
         self._clock = clock
         self._log = log
-        self._failpoints = failpoints
         self._wanted = asyncio.Event()
         self._hurried = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
@@ -118,13 +115,11 @@ class SizeCalculation:
     async def _attempt(self, *, is_retry: bool) -> Exception | None:
         """Compute once. Returns the error that a later attempt may not meet."""
         async with self._turns.turn(self._hurried):
-            await self._failpoints.pause("initial-size-calculation-permit-pause")
             attempt = "retry" if is_retry else "first"
             how = "SkippedConcurrencyLimiter" if self._hurried.is_set() else "AfterBackgroundTasksRateLimit"
             self._counts.started[attempt, how] += 1
             growth, started = self._size.growth, self._clock.monotonic_seconds()
             try:
-                await self._failpoints.pause("timeline-calculate-logical-size-pause")
                 found = await asyncio.to_thread(self._compute, growth.lsn)
             except (PageServerError, OSError) as error:
                 self._counts.dropped[attempt] += 1

@@ -152,7 +152,6 @@ class Timeline:
             note_seconds=lambda seconds: self.note_operation("logical size", seconds),
             clock=clock,
             log=log,
-            failpoints=self._failpoints,
         )
         self.logical_size.on_restart = self.size_calculation.want
         self.tell_gaps()

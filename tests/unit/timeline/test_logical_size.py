@@ -14,7 +14,6 @@ import structlog
 from pageserver.clock import SystemClock
 from pageserver.counts import SizeCalculations
 from pageserver.errors import MissingKeyError, StoppedError
-from pageserver.failpoints import Failpoints
 from pageserver.keyspace.key import Key
 from pageserver.lsn import Lsn
 from pageserver.timeline.logical_size import CurrentLogicalSize
@@ -57,7 +56,6 @@ class Calculation:
             note_seconds=self.seconds.append,
             clock=self.clock,
             log=structlog.get_logger(),
-            failpoints=Failpoints.off(),
         )
         self.size.on_restart = self.calculation.want
 
