@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from pageserver.clock import Clock
 from pageserver.counts import SizeCalculations
-from pageserver.errors import PageServerError, StoppedError
+from pageserver.errors import StoppedError
 from pageserver.lsn import Lsn
 from pageserver.remote.backoff import pause_unless
 from pageserver.timeline.logical_size import CurrentLogicalSize
@@ -109,7 +109,11 @@ class SizeCalculation:
             self._answer(StoppedError("the timeline is stopping"))
 
     async def _wait_for_layers(self) -> None:
-        if not self._hurried.is_set() and not await asyncio.to_thread(self._is_here):
+        try:
+            is_here = await asyncio.to_thread(self._is_here)
+        except Exception:
+            is_here = True  # what is wrong is found, and told, when the size is computed
+        if not is_here and not self._hurried.is_set():
             await pause_unless(self._hurried, self._clock, _DOWNLOAD_DELAY_SECONDS)
 
     async def _attempt(self, *, is_retry: bool) -> Exception | None:
@@ -121,7 +125,8 @@ class SizeCalculation:
             growth, started = self._size.growth, self._clock.monotonic_seconds()
             try:
                 found = await asyncio.to_thread(self._compute, growth.lsn)
-            except (PageServerError, OSError) as error:
+            except Exception as error:
+                # Whatever it is: a timeline that serves does not end over a number.
                 self._counts.dropped[attempt] += 1
                 return error
             except BaseException:

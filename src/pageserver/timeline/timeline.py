@@ -258,6 +258,15 @@ class Timeline:
         too.
         """
         self.become(TimelineState(TimelineStatus.BROKEN, reason))
+        self._dismiss_waiters()
+
+    def _dismiss_waiters(self) -> None:
+        """Tell those who wait for a flush that none will come."""
+        self._flushed_one.set()
+        waiters, self._flush_waiters = self._flush_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(StoppedError(f"timeline {self.timeline_id} is {self.state.status.value.lower()}"))
 
     async def wait_for_lsn(self, lsn: Lsn, timeout_seconds: float) -> None:
         """Wait until everything up to `lsn` was ingested. Raises LsnTimeoutError, StoppedError. Cancellation: safe.
@@ -302,6 +311,7 @@ class Timeline:
         """
         self._check_running()
         await asyncio.to_thread(self.store.freeze)
+        self._check_running()
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._flush_waiters.append(waiter)
         self._flush_wanted.set()
@@ -354,11 +364,7 @@ class Timeline:
     async def stop(self) -> None:
         """Refuse new work, wake who waits. The tasks are ended by their owner, the engine by `close`."""
         self.become(STOPPING)
-        self._flushed_one.set()
-        for waiter in self._flush_waiters:
-            if not waiter.done():
-                waiter.set_exception(StoppedError(f"timeline {self.timeline_id} is stopping"))
-        self._flush_waiters.clear()
+        self._dismiss_waiters()
 
     async def close(self) -> None:
         """Let go of the store's and the engine's half; the last step of a shutdown. Readers that wait for a layer go
@@ -461,6 +467,10 @@ class Timeline:
                     if not waiter.done():
                         waiter.set_exception(error)
                 continue
+            except BaseException:
+                self._flush_waiters.extend(waiters)
+                self._dismiss_waiters()
+                raise
             finally:
                 self._flushed_one.set()
             if self.flush_error is not None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from pathlib import Path
 
 import pytest
 
-from pageserver.errors import PageServerError, UnavailableError
+from pageserver.errors import PageServerError, StoppedError, UnavailableError
 from pageserver.remote import paths
 from tests.unit.tenant.test_lifecycle import attach, follow_primary
 from tests.unit.world import START, TENANT, World, store_of
@@ -71,3 +72,15 @@ async def test_a_configuration_that_cannot_be_written_ends_the_process_or_is_tol
             await attach(world, tenant_conf={"checkpoint_distance": 1 << 20})
     assert paths.location_config_path(tmp_path, TENANT).read_bytes() == before
     await world.stop()
+
+
+async def test_who_waits_for_a_flush_is_told_when_the_timeline_breaks(tmp_path: Path) -> None:
+    """Lost once: a loop that ended by a surprise left them waiting for ever."""
+    world = await World.start(tmp_path)
+    timeline = await follow_primary(await attach(world))
+    store_of(timeline).ingest(timeline.last_record_lsn + 0x1000)
+    store_of(timeline).fail_flush = RuntimeError("a surprise")
+    for _ in range(2):
+        with pytest.raises(StoppedError):
+            await asyncio.wait_for(timeline.freeze_and_flush(), 10)
+    await world.kill()

@@ -166,6 +166,18 @@ async def test_a_failure_is_told_to_who_waits_and_tried_again() -> None:
     assert sum(work.counts.started.values()) == 3
 
 
+async def test_a_surprise_is_a_failure_like_others() -> None:
+    """Lost once: what one store raised ended the timeline's loops, and who waited for a flush waited for ever."""
+    work = Calculation()
+    work.fail = RuntimeError("dictionary changed size during iteration")
+    async with work.running():
+        with pytest.raises(RuntimeError):
+            await asyncio.wait_for(work.calculation.hurry(), 10)
+        work.fail = None
+        await asyncio.wait_for(work.calculation.hurry(), 10)
+    assert work.size.is_accurate
+
+
 async def test_a_new_base_is_computed_again_even_while_the_old_one_is() -> None:
     work = Calculation()
     numbers = itertools.count()
