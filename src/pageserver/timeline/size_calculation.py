@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from pageserver.clock import Clock
 from pageserver.counts import SizeCalculations
-from pageserver.errors import StoppedError
+from pageserver.errors import PageServerError, StoppedError
 from pageserver.lsn import Lsn
 from pageserver.remote.backoff import pause_unless
 from pageserver.timeline.logical_size import CurrentLogicalSize
@@ -100,7 +100,11 @@ class SizeCalculation:
                         continue
                     is_retry = True
                     pause = _RETRY_SECONDS + random.uniform(-_RETRY_JITTER_SECONDS, _RETRY_JITTER_SECONDS)
-                    self._log.warning("logical size cannot be computed", error=str(error), again_in_seconds=pause)
+                    # What nobody foresaw comes with where it was raised.
+                    trace = None if isinstance(error, PageServerError | OSError) else error
+                    self._log.warning(
+                        "logical size cannot be computed", error=str(error), again_in_seconds=pause, exc_info=trace
+                    )
                     await pause_unless(self._hurried, self._clock, pause)
                 self._hurried.clear()
                 self._answer(None)
@@ -111,8 +115,9 @@ class SizeCalculation:
     async def _wait_for_layers(self) -> None:
         try:
             is_here = await asyncio.to_thread(self._is_here)
-        except Exception:
-            is_here = True  # what is wrong is found, and told, when the size is computed
+        except Exception as error:
+            self._log.warning("layers cannot be listed for a size", error=str(error), exc_info=error)
+            is_here = True
         if not is_here and not self._hurried.is_set():
             await pause_unless(self._hurried, self._clock, _DOWNLOAD_DELAY_SECONDS)
 
